@@ -1,0 +1,14 @@
+"""Norm layers, models, attacks and probes for testing "Towards an Adversarially Robust Normalization Approach"."""
+
+from rnlib.attacks import BIM, PGD, PGDL2, CarliniWagner, GaussianNoise, Grad, GradSign, paper_eps, paper_suite, success
+from rnlib.convert import convert_norms
+from rnlib.data import Dataset, load
+from rnlib.evaluate import Evaluation, evaluate, measure
+from rnlib.models import Normalize, resnet, resnet_released50, vgg
+from rnlib.modes import statistics_modes, track, use_statistics
+from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
+from rnlib.train import Training, TrainingDiverged, fit
+
+__version__ = "0.1.0"
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,0 +1,99 @@
+"""Accuracy of one set of weights, clean and under attack, in each statistics mode, with every image's outcome kept."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnlib.attacks import Attack
+from rnlib.data import Dataset, batches
+from rnlib.modes import statistics_modes, use_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Outcome of one attack in one statistics mode.
+
+    Attributes:
+        statistics: ``"tracked"``, ``"batch"``, or ``"none"`` for a model without batch statistics.
+        attack: the name that the attack was given.
+        correct: bool (n,), in the order of the data set: classified as the label.
+        loss: mean cross-entropy of the (attacked) images.
+        seconds: wall time.
+    """
+
+    statistics: str
+    attack: str
+    correct: Tensor
+    loss: float
+    seconds: float
+
+
+def measure(
+    model: nn.Module,
+    dataset: Dataset,
+    attack: Attack | None = None,
+    *,
+    statistics: str = "tracked",
+    batch_size: int = 100,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> tuple[Tensor, float]:
+    """Classify a data set in evaluation mode, in fixed batches of its own order, clean or attacked.
+
+    The batch that is attacked is the batch that is classified: with batch statistics an image's prediction depends on
+    its neighbours. A class-ordered set must therefore be permuted first (:func:`rnlib.data.test_order`).
+
+    Args:
+        model: moved to ``device``, left in the mode it was in.
+        attack: None for clean images.
+        statistics: ``"tracked"``, ``"batch"``, or ``"none"``, which leaves the model as it is.
+        batch_size: 100 in the paper. A last, smaller batch has other statistics: make the set a multiple.
+        seed: batch i is attacked with the generator seeded by (seed, i), whatever was attacked before.
+
+    Returns:
+        correct, bool (n,) on the CPU, and the mean cross-entropy.
+    """
+    training = model.training
+    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    correct, losses = [], []
+    with nullcontext() if statistics == "none" else use_statistics(model, statistics):
+        for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
+            if attack is not None:
+                x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
+            with torch.no_grad():
+                logits = model(x)
+            correct.append(logits.argmax(1) == y)
+            losses.append(F.cross_entropy(logits, y, reduction="sum"))
+    model.train(training)
+    return torch.cat(correct).cpu(), torch.stack(losses).sum().item() / len(dataset)
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    attacks: Mapping[str, Attack | None],
+    *,
+    statistics: Sequence[str] | None = None,
+    batch_size: int = 100,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Iterator[Evaluation]:
+    """Measure a model under every attack, in every statistics mode, one :class:`Evaluation` at a time.
+
+    Args:
+        attacks: by name; None stands for clean images.
+        statistics: modes, by default both, or ``"none"`` for a model without batch statistics.
+        others: see :func:`measure`.
+    """
+    for mode in statistics_modes(model) if statistics is None else statistics:
+        for name, attack in attacks.items():
+            start = perf_counter()
+            correct, loss = measure(
+                model, dataset, attack, statistics=mode, batch_size=batch_size, seed=seed, device=device
+            )
+            yield Evaluation(mode, name, correct, loss, perf_counter() - start)

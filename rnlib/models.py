@@ -1,0 +1,202 @@
+"""ResNet and VGG for small images, with any norm and the input normalisation inside the model.
+
+The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016) with three stages of ``width``, ``2 width``
+and ``4 width`` channels, and VGG of Simonyan & Zisserman (2014) with a dropout head of two hidden layers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnlib.norms import make_norm
+
+MakeNorm = Callable[[int], nn.Module]
+
+VGG_LAYOUTS: dict[int, tuple[tuple[int, int], ...]] = {  # (convolutions, channels) of each stage
+    11: ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)),
+    13: ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)),
+    16: ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
+    19: ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
+}
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, so that a model takes images in [0, 1] and attacks work in pixels."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        if len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, and std positive")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+class _Block(nn.Module):
+    """A chain of convolutions and norms beside a shortcut; the subclass says which convolutions."""
+
+    expansion: int
+
+    def __init__(self, inputs: int, planes: int, stride: int, norm: MakeNorm, shortcut: str):
+        super().__init__()
+        outputs = planes * self.expansion
+        self.residual = nn.Sequential(*self.layers(inputs, planes, stride, norm))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            if shortcut == "conv":
+                self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+            else:
+                self.shortcut = PadShortcut(stride, outputs - inputs)
+
+    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+class PadShortcut(nn.Module):
+    """He et al.'s parameter-free shortcut: every second pixel, and new channels filled with zeros."""
+
+    def __init__(self, stride: int, new_channels: int):
+        super().__init__()
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class BasicBlock(_Block):
+    """Two 3x3 convolutions."""
+
+    expansion = 1
+
+    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
+        first = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        second = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        return [first, norm(planes), nn.ReLU(), second, norm(planes)]
+
+
+class Bottleneck(_Block):
+    """1x1, 3x3 and 1x1 convolutions, the last to four times the channels."""
+
+    expansion = 4
+
+    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
+        reduce = nn.Conv2d(inputs, planes, 1, bias=False)
+        middle = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        expand = nn.Conv2d(planes, 4 * planes, 1, bias=False)
+        return [reduce, norm(planes), nn.ReLU(), middle, norm(planes), nn.ReLU(), expand, norm(4 * planes)]
+
+
+def _input(in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
+    mean = (0.0,) * in_channels if mean is None else mean
+    std = (1.0,) * in_channels if std is None else std
+    if len(mean) != in_channels:
+        raise ValueError(f"mean has {len(mean)} values for {in_channels} input channels")
+    return Normalize(mean, std)
+
+
+def _initialise(model: nn.Module) -> nn.Module:
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):  # as in the released code: fan-out, no correction for stride
+            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+            nn.init.normal_(layer.weight, 0, math.sqrt(2 / fan_out))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
+def _resnet(
+    block: type[_Block], blocks: int, norm: str | MakeNorm, shortcut: str, num_classes: int, in_channels: int,
+    width: int, mean: Sequence[float] | None, std: Sequence[float] | None, norm_options: dict[str, Any],
+) -> nn.Module:  # fmt: skip
+    if shortcut not in ("conv", "pad"):
+        raise ValueError(f"shortcut is {shortcut!r}, it must be 'conv' (1x1 convolution) or 'pad' (parameter-free)")
+    new_norm = make_norm(norm, **norm_options) if isinstance(norm, str) else norm
+    layers = [_input(in_channels, mean, std), nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), new_norm(width), nn.ReLU()]
+    inputs = width
+    for stage in range(3):
+        planes = width * 2**stage
+        for index in range(blocks):
+            layers.append(block(inputs, planes, 2 if stage and index == 0 else 1, new_norm, shortcut))
+            inputs = planes * block.expansion
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    return _initialise(nn.Sequential(*layers))
+
+
+def resnet(
+    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 16,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, shortcut: str = "conv", **norm_options: Any,
+) -> nn.Module:  # fmt: skip
+    """CIFAR ResNet of basic blocks (He et al., 2016): the paper's ResNet-20, 38, and the 50 of its text.
+
+    Args:
+        depth: 6n + 2 with n >= 1 blocks a stage.
+        norm: a name of :func:`rnlib.make_norm`, or a function from a number of channels to a layer.
+        num_classes: size of the output.
+        in_channels: 1 or 3, channels of the images.
+        width: channels of the first stage, 16 in the paper.
+        mean, std: of the images in [0, 1], per channel, for the :class:`Normalize` inside; default 0 and 1.
+        shortcut: ``"conv"`` (1x1 convolution and norm, as the released code) or ``"pad"`` (parameter-free).
+        norm_options: of the norm when it is named, e.g. ``p=0.2``.
+
+    Returns:
+        A model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes). 272,474 parameters at depth 20 with BatchNorm.
+
+    Raises:
+        ValueError: a depth that is not 6n + 2, an unknown norm, shortcut or option.
+    """
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"depth is {depth}, it must be 6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, ...")
+    return _resnet(
+        BasicBlock, (depth - 2) // 6, norm, shortcut, num_classes, in_channels, width, mean, std, norm_options
+    )
+
+
+def resnet_released50(
+    norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 16,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **norm_options: Any,
+) -> nn.Module:  # fmt: skip
+    """What the released code builds when asked for depth 50: eight bottlenecks a stage, 74 layers, 776,794 parameters.
+
+    Arguments as for :func:`resnet`; the shortcuts are convolutions.
+    """
+    return _resnet(Bottleneck, 8, norm, "conv", num_classes, in_channels, width, mean, std, norm_options)
+
+
+def vgg(
+    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 64,
+    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **norm_options: Any,
+) -> nn.Module:  # fmt: skip
+    """VGG for small images with a norm after every convolution and the released code's dropout head.
+
+    Args:
+        depth: 11, 13, 16 or 19 (the released code builds 16 when asked for 19; this is the real 19).
+        width: channels of the first stage, 64 in the paper; the others scale with it.
+        others: see :func:`resnet`.
+
+    Raises:
+        ValueError: another depth, an unknown norm or option.
+    """
+    if depth not in VGG_LAYOUTS:
+        raise ValueError(f"depth is {depth}, it must be one of {', '.join(map(str, VGG_LAYOUTS))}")
+    new_norm = make_norm(norm, **norm_options) if isinstance(norm, str) else norm
+    layers: list[nn.Module] = [_input(in_channels, mean, std)]
+    inputs = in_channels
+    for convolutions, channels in VGG_LAYOUTS[depth]:
+        channels = channels * width // 64
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), new_norm(channels), nn.ReLU()]
+            inputs = channels
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 28-pixel images shrink 28, 14, 7, 4, 2, 1
+    head = [nn.Dropout(), nn.Linear(inputs, 512 * width // 64), nn.ReLU()]
+    hidden = 512 * width // 64
+    head += [nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+    return _initialise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))

@@ -1,0 +1,219 @@
+"""The normalisation layers of the paper, with the statistics and their tracking as explicit switches.
+
+Every layer here normalises with the statistics of the batch while training. What it does in evaluation mode is said by
+its ``statistics`` attribute, and whether a training forward updates the running statistics by ``tracking``;
+:func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's "BatchNorm" and "BatchNorm w/o
+tracking" are therefore one set of weights under ``statistics="tracked"`` and ``statistics="batch"``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rnlib.functional import range_norm
+
+STATISTICS_MODES = ("tracked", "batch")
+
+
+class Norm(nn.Module):
+    """Base of the layers that normalise with statistics of the batch, or with running averages of them.
+
+    A subclass names its two statistics in ``names``, computes them in :meth:`batch_statistics`, and normalises with
+    those of the batch (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
+
+    Args:
+        num_features: channels C of the (N, C, *) input.
+        eps: added to the spread, >= 0.
+        momentum: weight of the newest batch in the running statistics (the paper's tau, Eq 9), in [0, 1];
+            ``None`` averages all batches equally.
+        affine: learn a scale and a shift per channel (Eq 8).
+    """
+
+    names: tuple[str, str]
+
+    def __init__(self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True):
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features is {num_features}, it must be at least 1")
+        if eps < 0:
+            raise ValueError(f"eps is {eps}, it must be at least 0")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, it must lie in [0, 1], or be None for a plain average")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.statistics, self.tracking = "tracked", True
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        for name, value in zip(self.names, (0.0, 1.0), strict=True):
+            self.register_buffer(f"running_{name}", torch.full((num_features,), value))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    @property
+    def running_statistics(self) -> tuple[Tensor, Tensor]:
+        """The two running statistics, each (C,), in the order of ``names``."""
+        first, second = (getattr(self, f"running_{name}") for name in self.names)
+        return first, second
+
+    def reset_running_statistics(self) -> None:
+        """Forget what was tracked: the state of a new layer."""
+        first, second = self.running_statistics
+        first.zero_()
+        second.fill_(1)
+        self.num_batches_tracked.zero_()  # type: ignore[operator]
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two statistics of a batch (N, C, *), each (C,), as they enter the running averages."""
+        raise NotImplementedError
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Normalise x with its own statistics; returns the output and :meth:`batch_statistics`."""
+        raise NotImplementedError
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Normalise x with given statistics (C,): an affine map per channel (Eq 10)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
+        if not self.training and self.statistics == "tracked":
+            return self.normalize_with(x, *self.running_statistics)
+        y, batch = self.normalize_batch(x)
+        if self.training and self.tracking:
+            self._update(batch)
+        return y
+
+    @torch.no_grad()
+    def _update(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.num_batches_tracked += 1  # type: ignore[operator]
+        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum  # type: ignore[operator]
+        for running, value in zip(self.running_statistics, batch, strict=True):
+            running += (value - running) * weight
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, statistics={self.statistics!r}"
+
+
+class BatchNorm(Norm):
+    """Batch normalisation (Eq 6-10), numerically ``torch.nn.BatchNorm*d`` for any number of dimensions.
+
+    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch does. Raises
+    ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
+    """
+
+    names = ("mean", "var")
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        var, mean = torch.var_mean(x, [0, *range(2, x.dim())])
+        return mean, var
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # With momentum 1 the kernel hands back the statistics that it computed anyway.
+        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        return y, (mean, var)
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return F.batch_norm(x, first, second, self.weight, self.bias, False, 0.0, self.eps)
+
+
+class RobustNorm(Norm):
+    """RobustNorm (Eq 14): (x - mean) / (max - min)^p with a learned scale and shift.
+
+    Tracked are the mean and the range; the power is taken of the average range, as in the released code.
+
+    Args:
+        p: power of the range, 0.2 in the paper, in [0, 1].
+        num_features, eps, momentum, affine: see :class:`Norm`; eps is added to the range, inside the power.
+    """
+
+    names = ("mean", "range")
+    centre = "mean"
+
+    def __init__(self, num_features: int, *, p: float = 0.2, **options: Any):
+        super().__init__(num_features, **options)
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
+        self.p = p
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        dims = [0, *range(2, x.dim())]
+        low, high = x.amin(dims), x.amax(dims)
+        return (x.mean(dims) if self.centre == "mean" else low), high - low
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        y, *batch = range_norm(x, self.weight, self.bias, p=self.p, eps=self.eps, centre=self.centre)
+        return y, (batch[0], batch[1])
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        variance = (second + self.eps) ** (2 * self.p)
+        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, 0.0)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}"
+
+
+class MeanRangeNorm(RobustNorm):
+    """Eq 12: (x - mean) / (max - min), RobustNorm with p = 1."""
+
+    def __init__(self, num_features: int, **options: Any):
+        super().__init__(num_features, p=1.0, **options)
+
+
+class MinMaxNorm(MeanRangeNorm):
+    """Min-max normalisation (Eq 11): (x - min) / (max - min), which maps a batch onto [0, 1] before scale and shift."""
+
+    names = ("min", "range")
+    centre = "min"
+
+
+class NoNorm(nn.Module):
+    """The identity where a norm would stand, with an optional learned shift.
+
+    The paper's networks without normalisation lose the shift together with the norm, since their convolutions have no
+    bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
+    """
+
+    def __init__(self, num_features: int, *, bias: bool = False):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.bias is None else x + self.bias.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.GroupNorm:
+    if num_features % groups:
+        raise ValueError(f"groups is {groups}, it must divide the {num_features} channels")
+    return nn.GroupNorm(groups, num_features, **options)
+
+
+NORMS: dict[str, Callable[..., nn.Module]] = {
+    "batch_norm": BatchNorm,
+    "robust_norm": RobustNorm,
+    "min_max_norm": MinMaxNorm,
+    "mean_range_norm": MeanRangeNorm,
+    "no_norm": NoNorm,
+    "group_norm": _group_norm,
+}
+
+
+def make_norm(name: str, **options: Any) -> Callable[[int], nn.Module]:
+    """A function from a number of channels to a new layer of the named norm.
+
+    Args:
+        name: one of ``NORMS``: batch_norm, robust_norm, min_max_norm (Eq 11), mean_range_norm (Eq 12), no_norm, group_norm.
+        options: keyword arguments of the layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
+
+    Raises:
+        ValueError: unknown name, or an option or value that the norm does not take (found out at once).
+    """
+    if name not in NORMS:
+        raise ValueError(f"unknown norm {name!r}, known are: {', '.join(NORMS)}")
+    try:
+        NORMS[name](options.get("groups", 1), **options)
+    except TypeError as error:
+        raise ValueError(f"{name} does not take these options: {options} ({error})") from error
+    return lambda num_features: NORMS[name](num_features, **options)

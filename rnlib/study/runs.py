@@ -1,0 +1,164 @@
+"""A run is one training and the evaluation of its weights; a profile says which runs there are and with what settings."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from rnlib.attacks import PGD, Attack, paper_eps, paper_suite
+from rnlib.data import STATISTICS
+from rnlib.models import resnet, resnet_released50, vgg
+from rnlib.train import Training
+
+ROOT = Path(__file__).resolve().parents[2]
+PROFILES = ("quick", "laptop", "paper")
+TRAININGS = ("natural", "adversarial")
+IDENTITY = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Every setting of a training; :func:`make_run` fills in what a profile says.
+
+    Attributes:
+        dataset: a name of ``rnlib.data.STATISTICS``.
+        architecture: resnet<depth>, resnet_released50 or vgg<depth>.
+        norm, p: see :func:`rnlib.make_norm`; p is None for norms without a power.
+        training: natural or adversarial.
+        seed: of the weights and of everything in :class:`rnlib.Training`.
+        width: channels of the first stage, None for the architecture's own.
+        eps: radius of the PGD of adversarial training in normalised units, 0.03 in the paper.
+        attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
+        train_images: train on the first so many of a fixed permutation, None for all.
+        validation_images: test images measured after each epoch; nothing is chosen by them.
+        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting: see :class:`rnlib.Training`.
+    """
+
+    profile: str
+    dataset: str
+    architecture: str
+    norm: str
+    training: str
+    seed: int
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    weight_decay: float
+    crafting: str
+    attack_steps: int
+    attack_step: float
+    validation_images: int
+    momentum: float = 0.9
+    milestones: tuple[int, ...] = ()
+    clip: float | None = None
+    p: float | None = None
+    width: int | None = None
+    eps: float = 0.03
+    train_images: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.training not in TRAININGS:
+            raise ValueError(f"training is {self.training!r}, it must be one of {TRAININGS}")
+        if self.dataset not in STATISTICS:
+            raise ValueError(f"dataset is {self.dataset!r}, it must be one of {', '.join(STATISTICS)}")
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        self.settings()  # these find a wrong value before any work is done
+        self.new_model()
+
+    @property
+    def name(self) -> str:
+        """Name of the run's folder: what is trained, and a hash where other settings differ from the profile's."""
+        norm = self.norm if self.p is None else f"{self.norm}-p{self.p:g}"
+        parts = [self.dataset, self.architecture, norm, self.training, f"seed{self.seed}"]
+        if _settings({key: getattr(self, key) for key in IDENTITY}) != _settings(asdict(self)):
+            parts.append(self.hash[:6])
+        return "_".join(parts)
+
+    @property
+    def hash(self) -> str:
+        """12 hexadecimal digits over all settings."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def directory(self) -> Path:
+        """``results/<profile>/<name>``."""
+        return ROOT / "results" / self.profile / self.name
+
+    def settings(self) -> Training:
+        """The settings of :func:`rnlib.fit`."""
+        attack: Attack | None = None
+        if self.training == "adversarial":
+            eps = paper_eps(self.dataset, self.eps)
+            attack = PGD(eps, steps=self.attack_steps, step_size=tuple(self.attack_step * e for e in eps))
+        common = {field.name for field in fields(Training)} & {field.name for field in fields(Run)}
+        return Training(attack=attack, **{key: getattr(self, key) for key in common})
+
+    def new_model(self) -> nn.Module:
+        """The network with weights drawn from the seed, without touching the global random state."""
+        mean, std = STATISTICS[self.dataset]
+        options: dict[str, Any] = {"num_classes": 100 if self.dataset == "cifar100" else 10, "in_channels": len(mean)}
+        options |= {"mean": mean, "std": std}
+        options |= {key: getattr(self, key) for key in ("p", "width") if getattr(self, key) is not None}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            if self.architecture == "resnet_released50":
+                return resnet_released50(self.norm, **options)
+            for family, build in (("resnet", resnet), ("vgg", vgg)):
+                depth = self.architecture.removeprefix(family)
+                if depth != self.architecture and depth.isdecimal():
+                    return build(int(depth), self.norm, **options)
+        known = "resnet<depth> such as resnet20, resnet_released50, vgg<depth> such as vgg11"
+        raise ValueError(f"architecture is {self.architecture!r}, known are {known}")
+
+
+def read_profile(profile: str) -> dict[str, Any]:
+    """The contents of ``profiles/<profile>.yml``."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}")
+    return yaml.safe_load((ROOT / "profiles" / f"{profile}.yml").read_text())
+
+
+def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The profile's settings for a choice of norm, training, ..., overridden by what was chosen and is not None."""
+    profile = read_profile(chosen["profile"])
+    chosen = {key: value for key, value in chosen.items() if value is not None}
+    norm, training = chosen.get("norm", "batch_norm"), chosen.get("training", "natural")
+    settings = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
+    settings |= {"norm": norm, "training": training, "seed": 0}
+    settings |= profile["defaults"] | profile.get(training, {}) | profile["norms"].get(norm, {}) | chosen
+    return settings | {"milestones": tuple(settings["milestones"])}
+
+
+def make_run(profile: str, **chosen: Any) -> Run:
+    """The run of a profile with some settings chosen; None stands for the profile's value.
+
+    Raises:
+        ValueError: an unknown profile or setting (all known ones are named), or a value that does not fit.
+    """
+    known = [field.name for field in fields(Run)]
+    if unknown := sorted(set(chosen) - set(known)):
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
+    return Run(**_settings({"profile": profile, **chosen}))
+
+
+def grid(profile: str) -> list[Run]:
+    """All runs of a profile, in the order of its file."""
+    runs = []
+    for block in read_profile(profile)["grid"]:
+        values = [value if isinstance(value, list) else [value] for value in block.values()]
+        runs += [make_run(profile, **dict(zip(block, choice, strict=True))) for choice in itertools.product(*values)]
+    return runs
+
+
+def attack_suite(run: Run) -> dict[str, Attack]:
+    """The attacks that a run is evaluated with: the paper's, and PGD at eps in pixels of 255 (``pgd_linf_2px``)."""
+    pixel_eps = read_profile(run.profile)["evaluation"]["pixel_eps"]
+    return paper_suite(run.dataset) | {f"pgd_linf_{eps}px": PGD(eps / 255) for eps in pixel_eps}

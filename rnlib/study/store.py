@@ -1,0 +1,56 @@
+"""The files of a run: each is written to a temporary name and renamed, so that what is there is whole."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
+EVALUATIONS, CORRECT, CHECKPOINT = "evaluations.csv", "correct.npz", "checkpoint.pt"
+
+
+def write(path: Path, writer: Callable[[Path], Any]) -> None:
+    """Let ``writer`` write a temporary file (same suffix, same folder), then rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        writer(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as CSV, columns in the order of the first row."""
+    write(path, lambda file: pd.DataFrame(rows).to_csv(file, index=False))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV file; none if it is not there."""
+    return pd.read_csv(path).to_dict("records") if path.exists() else []  # type: ignore[return-value]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """JSON, indented for reading."""
+    write(path, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))
+
+
+def write_correct(path: Path, correct: Mapping[str, NDArray[np.bool_]]) -> None:
+    """Outcomes of images (n,) by "statistics/attack", eight to a byte."""
+    packed = {key: np.packbits(value) for key, value in correct.items()}
+    sizes = {f"n:{key}": np.array(len(value)) for key, value in correct.items()}
+    write(path, lambda file: np.savez_compressed(file, **packed, **sizes))  # type: ignore[arg-type]
+
+
+def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
+    """What :func:`write_correct` wrote: bool (n,) by "statistics/attack"; empty if the file is not there."""
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        names = [name for name in file.files if not name.startswith("n:")]
+        return {name: np.unpackbits(file[name], count=int(file[f"n:{name}"])).astype(bool) for name in names}

@@ -1,0 +1,164 @@
+"""What the worker notebooks do: train a run and evaluate it. Both resume, and finished work is never repeated."""
+
+import json
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import rnlib
+from rnlib.attacks import Attack
+from rnlib.data import Dataset, load, test_order
+from rnlib.evaluate import Evaluation, evaluate
+from rnlib.modes import statistics_modes
+from rnlib.study import store
+from rnlib.study.runs import ROOT, Run, attack_suite, read_profile
+from rnlib.train import History, fit
+
+
+def default_device() -> str:
+    """``"cuda"`` if there is one, else ``"cpu"``."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
+    """What a result can be traced to: settings, data, code and machine."""
+    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {
+        "config_hash": run.hash,
+        "fingerprint": dataset.fingerprint,
+        "rnlib": rnlib.__version__,
+        "revision": git.stdout.strip() or "unknown",
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def training_set(run: Run) -> Dataset:
+    """The images that a run is trained on."""
+    dataset = load(run.dataset, "train")
+    return dataset if run.train_images is None else dataset.subset(test_order(len(dataset))[: run.train_images])
+
+
+def test_set(run: Run, images: int) -> Dataset:
+    """The first ``images`` of the test set in its fixed, class-mixed order."""
+    dataset = load(run.dataset, "test")
+    return dataset.subset(test_order(len(dataset))[:images])
+
+
+def train_run(
+    run: Run,
+    *,
+    device: str | None = None,
+    on_epoch: Callable[[History], None] = lambda history: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> History:
+    """Train a run unless its weights are there; settings, history and weights go to its directory.
+
+    Raises:
+        TrainingDiverged: the history up to that point has been written.
+        ValueError: the directory holds a run with other settings.
+    """
+    device = device or default_device()
+    directory = run.directory
+    config = directory / store.CONFIG
+    settings = json.loads(json.dumps(asdict(run)))
+    if config.exists() and (other := json.loads(config.read_text())["settings"]) != settings:
+        different = {key: (other.get(key), value) for key, value in settings.items() if other.get(key) != value}
+        raise ValueError(f"{directory} holds a run with other settings (there, here): {different}; remove or rename it")
+    if (directory / store.WEIGHTS).exists():
+        return store.read_rows(directory / store.HISTORY)
+    dataset = training_set(run)
+    store.write_json(config, {"settings": settings, "provenance": provenance(run, dataset, device)})
+
+    def keep(history: History) -> None:
+        store.write_rows(directory / store.HISTORY, history)
+        on_epoch(history)
+
+    model = run.new_model()
+    history = fit(
+        model, dataset, run.settings(), validation=test_set(run, run.validation_images),
+        checkpoint=directory / store.CHECKPOINT, device=device, on_epoch=keep, on_step=on_step,
+    )  # fmt: skip
+    keep(history)  # also after a resume that had nothing left to do
+    tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    store.write(directory / store.WEIGHTS, lambda path: save_file(tensors, path))
+    (directory / store.CHECKPOINT).unlink()
+    return history
+
+
+def trained_model(run: Run) -> nn.Module:
+    """The network of a finished run, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: the run is not trained yet; the message says how to.
+    """
+    path = run.directory / store.WEIGHTS
+    if not path.exists():
+        choice = " ".join(f"-p {key} {value}" for key in ("profile", "norm", "training") if (value := getattr(run, key)))
+        raise FileNotFoundError(f"{run.name} is not trained: papermill notebooks/train.ipynb out.ipynb {choice}")
+    model = run.new_model()
+    model.load_state_dict(load_file(path))
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def evaluate_run(
+    run: Run,
+    *,
+    attacks: Mapping[str, Attack | None] | None = None,
+    device: str | None = None,
+    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
+) -> list[dict[str, Any]]:
+    """Evaluate a run's weights in every statistics mode, clean and under every attack, skipping what is in its files.
+
+    Args:
+        attacks: by name, None standing for clean images; by default the paper's suite.
+
+    Returns:
+        The rows of ``evaluations.csv``.
+    """
+    device = device or default_device()
+    dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
+    model, origin = trained_model(run), provenance(run, dataset, device)
+    rows = store.read_rows(run.directory / store.EVALUATIONS)
+    correct = store.read_correct(run.directory / store.CORRECT)
+    done = {(row["statistics"], row["attack"]) for row in rows}
+    attacks = {"clean": None, **attack_suite(run)} if attacks is None else attacks
+    for mode in statistics_modes(model):
+        for name, attack in attacks.items():
+            if (mode, name) in done:
+                continue
+            (evaluation,) = evaluate(model, dataset, {name: attack}, statistics=[mode], device=device)
+            correct[f"{mode}/{name}"] = evaluation.correct.numpy()
+            rows.append(_row(run, evaluation, attack) | origin)
+            store.write_correct(run.directory / store.CORRECT, correct)
+            store.write_rows(run.directory / store.EVALUATIONS, rows)  # last: its rows say what is done
+            on_evaluation(evaluation)
+    return rows
+
+
+def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, Any]:
+    keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed", "epochs")
+    eps = getattr(attack, "eps", getattr(attack, "std", None))
+    n, correct = len(evaluation.correct), int(evaluation.correct.sum())
+    return {
+        "run": run.name,
+        **{key: getattr(run, key) for key in keys},
+        "statistics": evaluation.statistics,
+        "attack": evaluation.attack,
+        "eps": None if eps is None else " ".join(f"{e:.6g}" for e in (eps if isinstance(eps, tuple) else (eps,))),
+        "eps_unit": None if eps is None else "pixel (0 to 1)",
+        "steps": getattr(attack, "steps", None),
+        "batch_size": 100,
+        "n": n,
+        "correct": correct,
+        "accuracy": 100 * correct / n,
+        "loss": evaluation.loss,
+        "seconds": round(evaluation.seconds, 2),
+    }

@@ -1,0 +1,209 @@
+"""Natural and adversarial training that can be killed at any moment and resumed to the same weights.
+
+Every epoch draws its order, augmentation and attack noise from a generator seeded by (seed, epoch), and the state at
+the end of every epoch is written to a temporary name and renamed. Resuming therefore needs the epoch's number only, and
+repeats the epoch that was cut short.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+
+from rnlib.attacks import Attack
+from rnlib.data import Dataset, batches
+from rnlib.evaluate import measure
+from rnlib.modes import statistics_modes, track
+
+SCHEDULES = ("step", "one_cycle")
+CRAFTING = ("train", "train-frozen", "eval")
+CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
+
+History = list[dict[str, float]]
+
+
+class TrainingDiverged(RuntimeError):
+    """The training loss is not finite any more. ``history`` holds the epochs that were completed."""
+
+    def __init__(self, epoch: int, step: int, history: History):
+        super().__init__(
+            f"the training loss is not finite in epoch {epoch} (found at step {step}); lower lr, or set clip. "
+            f"The {len(history)} epochs before it are kept in the history"
+        )
+        self.history = history
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train: the optimiser is SGD with momentum on the cross-entropy.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images a step.
+        lr: learning rate; the peak of ``"one_cycle"``.
+        momentum, weight_decay: of SGD.
+        schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises linearly for a fifth
+            of the steps and falls to 0 (for short budgets).
+        milestones: epochs, for ``"step"``.
+        attack: trains on the images that it returns (Madry et al., 2017), or None for natural training.
+        crafting: mode of the model while it is attacked: ``"train"`` (the released code: batch statistics, and every
+            forward pass of the attack enters the running statistics), ``"train-frozen"`` (batch statistics, running
+            statistics untouched) or ``"eval"`` (running statistics).
+        clip: largest gradient norm, or None for no clipping.
+        seed: of order, augmentation, dropout and attack noise (not of the weights).
+    """
+
+    epochs: int
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: str = "step"
+    milestones: tuple[int, ...] = (120,)
+    attack: Attack | None = None
+    crafting: str = "train"
+    clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}, it must be one of {SCHEDULES}")
+        if self.crafting not in CRAFTING:
+            raise ValueError(f"crafting is {self.crafting!r}, it must be one of {CRAFTING}")
+        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
+            raise ValueError(f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr}) must be positive")
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    training: Training,
+    *,
+    validation: Dataset | None = None,
+    checkpoint: Path | None = None,
+    device: str | torch.device = "cpu",
+    on_epoch: Callable[[History], None] = lambda history: None,
+    on_step: Callable[[], None] = lambda: None,
+) -> History:
+    """Train a model in place.
+
+    Args:
+        model: takes images in [0, 1]; moved to ``device`` and to channels_last.
+        dataset: the training set.
+        training: the settings.
+        validation: measured after every epoch, clean, under each statistics mode that the model has, in batches of 100
+            of its own order; never used to choose anything.
+        checkpoint: file that holds the state after the last finished epoch. If it is there, training goes on from it.
+        on_epoch: called after every epoch with the history so far.
+        on_step: called after every step, e.g. to move a progress bar.
+
+    Returns:
+        One record an epoch: epoch, lr (at its end), train_loss and train_accuracy (percent, on the images trained on, hence adversarial ones
+        in adversarial training), val_loss_<statistics>, val_accuracy_<statistics>, seconds.
+
+    Raises:
+        TrainingDiverged: the loss became infinite or NaN.
+        ValueError: the checkpoint belongs to other settings.
+    """
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay)
+    steps = -(-len(dataset) // training.batch_size)
+    schedule = _schedule(optimizer, training, steps)
+    history: History = []
+    settings = repr(asdict(training))
+    if checkpoint is not None and checkpoint.exists():
+        history = _resume(checkpoint, settings, model, optimizer, schedule, device)
+    for epoch in range(len(history), training.epochs):
+        start = perf_counter()
+        loss, accuracy = _epoch(model, dataset, training, epoch, optimizer, schedule, history, device, on_step)
+        record = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0], "train_loss": loss, "train_accuracy": accuracy}
+        for mode in statistics_modes(model) if validation is not None else ():
+            correct, val_loss = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
+            record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": 100 * correct.float().mean().item()}
+        history = [*history, record | {"seconds": perf_counter() - start}]
+        if checkpoint is not None:
+            _save(checkpoint, settings, model, optimizer, schedule, history)
+        on_epoch(history)
+    return history
+
+
+def _epoch(
+    model: nn.Module, dataset: Dataset, training: Training, epoch: int, optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler, history: History, device: str | torch.device, on_step: Callable[[], None],
+) -> tuple[float, float]:  # fmt: skip
+    seed = 100_003 * training.seed + epoch
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.Generator(device).manual_seed(seed)
+    total_loss = torch.zeros((), device=device)
+    total_correct = torch.zeros((), dtype=torch.long, device=device)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # dropout
+        stream = batches(dataset, training.batch_size, generator=generator, augmented=True, device=device)
+        for step, (x, y) in enumerate(stream):
+            if training.attack is not None:
+                x = _craft(model, training, x, y, noise)
+            model.train()
+            logits = model(x)
+            loss = F.cross_entropy(logits, y)
+            optimizer.zero_grad()
+            loss.backward()
+            if training.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+            optimizer.step()
+            schedule.step()
+            total_loss += loss.detach() * len(y)
+            total_correct += (logits.detach().argmax(1) == y).sum()
+            if step % CHECK_EVERY == 0 and not torch.isfinite(total_loss):
+                raise TrainingDiverged(epoch + 1, step, history)
+            on_step()
+    if not torch.isfinite(total_loss):
+        raise TrainingDiverged(epoch + 1, step, history)
+    return total_loss.item() / len(dataset), 100 * total_correct.item() / len(dataset)
+
+
+def _craft(model: nn.Module, training: Training, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
+    assert training.attack is not None
+    model.train(training.crafting != "eval")
+    tracking = training.crafting == "train"
+    with track(model, tracking):
+        return training.attack(model, x, y, generator=noise, update_buffers=tracking)
+
+
+def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
+    if training.schedule == "step":
+        return MultiStepLR(optimizer, [steps * epoch for epoch in training.milestones])
+    return OneCycleLR(
+        optimizer, training.lr, total_steps=steps * training.epochs + 1, pct_start=0.2, anneal_strategy="linear",
+        cycle_momentum=False, final_div_factor=1e4,
+    )  # fmt: skip
+
+
+def _save(
+    path: Path, settings: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, history: History
+) -> None:
+    state: dict[str, Any] = {"settings": settings, "history": history, "model": model.state_dict()}
+    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, settings: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler,
+    device: str | torch.device,
+) -> History:  # fmt: skip
+    state = torch.load(path, map_location=device, weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(f"{path} was written with other settings: {state['settings']}; these are {settings}. Remove it or name another")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return state["history"]
