@@ -7,6 +7,7 @@ from rnlib.evaluate import Evaluation, evaluate, measure
 from rnlib.models import Normalize, resnet, resnet_released50, vgg
 from rnlib.modes import statistics_modes, track, use_statistics
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
+from rnlib.tracking import batch_statistics, distance, recalibrate, tracked_statistics
 from rnlib.train import Training, TrainingDiverged, fit
 
 __version__ = "0.1.0"

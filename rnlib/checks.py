@@ -29,11 +29,13 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, it must be a torch.nn.Module")
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x is {getattr(x, 'dtype', type(x).__name__)}, it must be a floating-point tensor; "
-                        "rnlib.data.to_float makes one of uint8 images")
-    if not isinstance(y, Tensor) or y.dtype != torch.int64:
-        raise TypeError(f"y is {getattr(y, 'dtype', type(y).__name__)}, it must be an int64 tensor: y.long()")
+    for name, value in (("x", x), ("y", y)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} is a {type(value).__name__}, it must be a torch.Tensor")
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}, it must be floating point: rnlib.data.to_float converts uint8 images")
+    if y.dtype != torch.int64:
+        raise TypeError(f"y is {y.dtype}, it must be torch.int64: y.long() converts it")
     if x.ndim < 2 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}, it must be (N, C, ...) and not empty")
     if y.shape != x.shape[:1]:

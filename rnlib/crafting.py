@@ -72,7 +72,7 @@ class Task:
         logits = self.model(x)
         if logits.ndim != 2 or len(logits) != len(self.y) or logits.shape[1] < self.classes:
             raise ValueError(f"the model's answer has shape {tuple(logits.shape)}, but {len(self.y)} images "
-                             f"with labels up to {self.classes - 1} need ({len(self.y)}, {self.classes} or more)")
+                             f"with labels up to {self.classes - 1} need ({len(self.y)}, >= {self.classes})")
         if x.requires_grad and not logits.requires_grad:
             raise ValueError("the model's answer does not depend on the images in a differentiable way: "
                              "look for detach, no_grad or argmax in its forward")

@@ -2,8 +2,8 @@
 
 Written with plain tensor operations the paper's Eq 14 costs five to ten times a native batch norm and keeps
 several copies of the input for the backward pass. Here the extremes are taken per image first, only the
-input and per-channel vectors are kept, and the dense arithmetic is done by PyTorch's own batch-norm kernels in
-their evaluation form, which is exactly an affine map per channel.
+input and per-channel vectors are kept, and the dense arithmetic is done by PyTorch's own batch-norm kernels
+in their evaluation form, which is exactly an affine map per channel.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ROW = 512  # floats in a row of the channels-last reduction: wide enough for full vectors, small enough for cache
+ROW = 512  # floats in a row of the channels-last reduction: wide enough for vectors, small enough for cache
 
 
 def image_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def image_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
     n, c, h, w = x.shape
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return x.amin((2, 3)), x.amax((2, 3))
-    # Reducing the innermost-but-one axis is slow when C is narrow, so neighbouring pixels are first laid side by side.
+    # Reducing the innermost-but-one axis is slow when C is narrow: lay neighbouring pixels side by side.
     fold = 1
     while fold * 2 * c <= ROW and (h * w) % (fold * 2) == 0:
         fold *= 2
@@ -52,11 +52,14 @@ class _RangeNorm(Function):
         low, high = image_extremes(x)
         low, low_at = _locate(x, low, largest=False)
         high, high_at = _locate(x, high, largest=True)
+        dtype = x.dtype if weight is None else weight.dtype  # under autocast the parameters are more precise
+        low, high = low.to(dtype), high.to(dtype)
         spread = high - low
-        centre = low if centre_at_min else x.mean((0, 2, 3))
+        centre = low if centre_at_min else x.mean((0, 2, 3), dtype=dtype)
         variance = (spread + eps) ** (2 * p)  # the batch-norm kernel takes a square root
         y = F.batch_norm(x, centre, variance, weight, bias, training=False, eps=0.0)
-        ctx.save_for_backward(x, weight, centre, spread, low_at, high_at)
+        gain = torch.ones_like(centre) if weight is None else weight
+        ctx.save_for_backward(x, gain, centre, spread, low_at, high_at)
         ctx.p, ctx.eps, ctx.centre_at_min = p, eps, centre_at_min
         ctx.mark_non_differentiable(centre, spread)
         return y, centre, spread
@@ -64,14 +67,13 @@ class _RangeNorm(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
-        x, weight, centre, spread, low_at, high_at = ctx.saved_tensors
+        x, gain, centre, spread, low_at, high_at = ctx.saved_tensors
         n, c, h, w = x.shape
         scale = (spread + ctx.eps) ** ctx.p
         # Evaluation form: grad_x = grad weight / scale, grad_weight = sum grad xhat, grad_bias = sum grad.
         grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, weight, centre, scale * scale, None, None, False, 0.0, [True, True, True]
+            grad, x, gain, centre, scale * scale, None, None, False, 0.0, [True, True, True]
         )
-        gain = 1.0 if weight is None else weight
         grad_spread = -ctx.p * gain * grad_weight / (spread + ctx.eps)
         grad_centre = -gain * grad_bias / scale
         if ctx.centre_at_min:
@@ -82,7 +84,13 @@ class _RangeNorm(Function):
         channel = torch.arange(c, device=x.device)
         for at, value in ((low_at, grad_low), (high_at, grad_spread)):
             pixel = at % (h * w)
-            grad_x.index_put_((at // (h * w), channel, pixel // w, pixel % w), value, accumulate=True)
+            place = (at // (h * w), channel, pixel // w, pixel % w)
+            grad_x.index_put_(place, value.to(grad_x.dtype), accumulate=True)
+        # None in the forward wants None here.
+        grad_weight, grad_bias = (
+            value if wanted else None
+            for value, wanted in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:3], strict=True)
+        )
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
@@ -97,23 +105,28 @@ def range_norm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise each channel by a power of its range over the batch (Eq 11, 12 and 14).
 
-    ``y = weight (x - centre) / (max - min + eps)^p + bias``. ``eps`` stands inside the power, so that the slope at
-    range 0 is finite (the authors' code adds it outside, where the slope is infinite). Where several elements tie for the
-    extreme, the gradient of the range goes to the first of them. Differentiable once.
+    ``y = weight (x - centre) / (max - min + eps)^p + bias``. ``eps`` stands inside the power, so that the
+    slope at range 0 is finite (the authors' code adds it outside, where the slope is infinite). Where several
+    elements tie for the extreme, the gradient of the range goes to the first of them. Differentiable once.
 
     Args:
-        x: (N, C, *), at least one element per channel.
+        x: (N, C, ...), at least one element per channel.
         weight: (C,) or None for 1.
         bias: (C,) or None for 0.
-        p: power of the range, 0.2 in the paper; 1 gives Eq 12.
-        eps: added to the range, >= 0.
+        p: power of the range, in [0, 1]; 0.2 in the paper, 1 gives Eq 12.
+        eps: added to the range, >= 0; with 0 a constant channel becomes NaN.
         centre: ``"mean"`` (Eq 12, 14) or ``"min"`` (Eq 11).
 
     Returns:
         y with the shape and memory format of x, and the batch's centre (C,) and range (C,), both detached.
+
+    Raises:
+        ValueError: no element, fewer than two dimensions, or another centre.
     """
-    if x.numel() == 0:
-        raise ValueError(f"range_norm needs at least one element per channel, got an input of shape {tuple(x.shape)}")
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C, ...) with at least one element")
+    if centre not in ("mean", "min"):
+        raise ValueError(f"centre is {centre!r}, it must be 'mean' or 'min'")
     image = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
     y, middle, spread = _RangeNorm.apply(image, weight, bias, p, eps, centre == "min")
     return (y if x.dim() == 4 else y.view_as(x)), middle, spread

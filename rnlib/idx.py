@@ -22,9 +22,10 @@ def read_idx(path: Path) -> Tensor:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: it starts with {content[:4]!r}")
-    dimensions = content[3]
-    body = content[4 + 4 * dimensions :]
-    shape = struct.unpack_from(f">{dimensions}I", content.ljust(4 + 4 * dimensions, b"\0"), 4)
+    start = 4 + 4 * content[3]  # the fourth byte is the number of dimensions
+    if len(content) < start:
+        raise ValueError(f"{path} is cut short in its header: fetch it again")
+    shape, body = struct.unpack_from(f">{content[3]}I", content, 4), content[start:]
     if len(body) != math.prod(shape):
         raise ValueError(f"{path} holds {len(body)} values where its header says {shape}: fetch it again")
     return torch.from_numpy(np.frombuffer(body, np.uint8).reshape(shape).copy())

@@ -141,7 +141,7 @@ def _is_image(name: str) -> bool:
 
 
 def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name with forward slashes, content) of every image of a split; links and devices are left out."""
+    """(name with forward slashes, content) of every image of a split; links in an archive are left out."""
     if path.is_dir():
         for file in sorted(path.rglob("*")):
             name = file.relative_to(path).as_posix()
@@ -166,7 +166,7 @@ def _identity(path: Path) -> str:
     if path.is_file():
         return f"{path} | {path.stat().st_size} {path.stat().st_mtime_ns}"
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
         status = file.stat()
         digest.update(f"{file.relative_to(path)} {status.st_size} {status.st_mtime_ns}\n".encode())
     return f"{path} | {digest.hexdigest()}"

@@ -1,9 +1,10 @@
 """The normalisation layers of the paper, with the statistics and their tracking as explicit switches.
 
-Every layer here normalises with the statistics of the batch while training. What it does in evaluation mode is said by
-its ``statistics`` attribute, and whether a training forward updates the running statistics by ``tracking``;
-:func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's "BatchNorm" and "BatchNorm w/o
-tracking" are therefore one set of weights under ``statistics="tracked"`` and ``statistics="batch"``.
+Every layer here normalises with the statistics of the batch while training. What it does in evaluation mode
+is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
+``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
+"BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
+``statistics="batch"``.
 """
 
 from collections.abc import Callable
@@ -21,11 +22,11 @@ STATISTICS_MODES = ("tracked", "batch")
 class Norm(nn.Module):
     """Base of the layers that normalise with statistics of the batch, or with running averages of them.
 
-    A subclass names its two statistics in ``names``, computes them in :meth:`batch_statistics`, and normalises with
-    those of the batch (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
+    A subclass names its two statistics in ``names``, computes them in :meth:`batch_statistics`, and
+    normalises with those of the batch (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
 
     Args:
-        num_features: channels C of the (N, C, *) input.
+        num_features: channels C of the (N, C, ...) input.
         eps: added to the spread, >= 0.
         momentum: weight of the newest batch in the running statistics (the paper's tau, Eq 9), in [0, 1];
             ``None`` averages all batches equally.
@@ -33,8 +34,11 @@ class Norm(nn.Module):
     """
 
     names: tuple[str, str]
+    num_batches_tracked: Tensor
 
-    def __init__(self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True):
+    def __init__(
+        self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
+    ) -> None:
         super().__init__()
         if num_features < 1:
             raise ValueError(f"num_features is {num_features}, it must be at least 1")
@@ -61,10 +65,10 @@ class Norm(nn.Module):
         first, second = self.running_statistics
         first.zero_()
         second.fill_(1)
-        self.num_batches_tracked.zero_()  # type: ignore[operator]
+        self.num_batches_tracked.zero_()
 
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two statistics of a batch (N, C, *), each (C,), as they enter the running averages."""
+        """The two statistics of a batch (N, C, ...), each (C,), as they enter the running averages."""
         raise NotImplementedError
 
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -80,6 +84,8 @@ class Norm(nn.Module):
             raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
         if not self.training and self.statistics == "tracked":
             return self.normalize_with(x, *self.running_statistics)
+        if x.numel() == 0:
+            raise ValueError(f"input has shape {tuple(x.shape)}: an empty batch has no statistics")
         y, batch = self.normalize_batch(x)
         if self.training and self.tracking:
             self._update(batch)
@@ -87,20 +93,21 @@ class Norm(nn.Module):
 
     @torch.no_grad()
     def _update(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.num_batches_tracked += 1  # type: ignore[operator]
-        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum  # type: ignore[operator]
+        self.num_batches_tracked += 1
+        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         for running, value in zip(self.running_statistics, batch, strict=True):
             running += (value - running) * weight
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, statistics={self.statistics!r}"
+        options = f"eps={self.eps}, momentum={self.momentum}, statistics={self.statistics!r}"
+        return f"{self.num_features}, {options}"
 
 
 class BatchNorm(Norm):
     """Batch normalisation (Eq 6-10), numerically ``torch.nn.BatchNorm*d`` for any number of dimensions.
 
-    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch does. Raises
-    ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
+    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch
+    does. Raises ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
     """
 
     names = ("mean", "var")
@@ -111,7 +118,7 @@ class BatchNorm(Norm):
 
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         # With momentum 1 the kernel hands back the statistics that it computed anyway.
-        mean, var = torch.zeros_like(self.running_mean), torch.ones_like(self.running_var)
+        mean, var = (torch.zeros_like(running) for running in self.running_statistics)
         y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         return y, (mean, var)
 
@@ -163,7 +170,7 @@ class MeanRangeNorm(RobustNorm):
 
 
 class MinMaxNorm(MeanRangeNorm):
-    """Min-max normalisation (Eq 11): (x - min) / (max - min), which maps a batch onto [0, 1] before scale and shift."""
+    """Min-max normalisation (Eq 11): (x - min) / (max - min), which maps a batch onto [0, 1]."""
 
     names = ("min", "range")
     centre = "min"
@@ -172,8 +179,8 @@ class MinMaxNorm(MeanRangeNorm):
 class NoNorm(nn.Module):
     """The identity where a norm would stand, with an optional learned shift.
 
-    The paper's networks without normalisation lose the shift together with the norm, since their convolutions have no
-    bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
+    The paper's networks without normalisation lose the shift together with the norm, since their convolutions
+    have no bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
     """
 
     def __init__(self, num_features: int, *, bias: bool = False):
@@ -185,8 +192,8 @@ class NoNorm(nn.Module):
 
 
 def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.GroupNorm:
-    if num_features % groups:
-        raise ValueError(f"groups is {groups}, it must divide the {num_features} channels")
+    if groups < 1 or num_features % groups:
+        raise ValueError(f"groups is {groups}, it must be at least 1 and divide the {num_features} channels")
     return nn.GroupNorm(groups, num_features, **options)
 
 
@@ -204,7 +211,8 @@ def make_norm(name: str, **options: Any) -> Callable[[int], nn.Module]:
     """A function from a number of channels to a new layer of the named norm.
 
     Args:
-        name: one of ``NORMS``: batch_norm, robust_norm, min_max_norm (Eq 11), mean_range_norm (Eq 12), no_norm, group_norm.
+        name: one of ``NORMS``: batch_norm, robust_norm, min_max_norm (Eq 11), mean_range_norm (Eq 12),
+            no_norm, group_norm.
         options: keyword arguments of the layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
 
     Raises:
@@ -213,7 +221,7 @@ def make_norm(name: str, **options: Any) -> Callable[[int], nn.Module]:
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}, known are: {', '.join(NORMS)}")
     try:
-        NORMS[name](options.get("groups", 1), **options)
+        NORMS[name](options.get("groups", 8), **options)  # a number of channels that suits every norm
     except TypeError as error:
         raise ValueError(f"{name} does not take these options: {options} ({error})") from error
     return lambda num_features: NORMS[name](num_features, **options)

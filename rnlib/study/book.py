@@ -1,7 +1,8 @@
-"""Put the book together: its pages, the executed chapters, the API reference and a page on how it was made; then render it.
+"""Put the book together and render it: its pages, the executed chapters, the API, and how it was made.
 
-``python -m rnlib.study.book --profile laptop`` takes the notebooks that papermill left in ``_build/chapters/laptop``,
-gathers everything in ``_build/source`` and renders it to ``_build/html``. Only files under ``_build`` are written.
+``python -m rnlib.study.book --profile laptop`` takes the notebooks that papermill left in
+``_build/chapters/laptop``, gathers everything in ``_build/source`` and renders it to ``_build/html``.
+Only files under ``_build`` are written.
 """
 
 import argparse
@@ -17,25 +18,19 @@ from platform import python_version
 from types import ModuleType
 
 import nbformat
-import yaml
+from sphinx_external_toc.parsing import parse_toc_yaml
 
 import rnlib
 from rnlib.study.runs import ROOT
 
 BUILD = ROOT / "_build"
-VERSIONS = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "snakemake", "jupyter-book", "jupyterlab")
+VERSIONS = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "snakemake", "jupyter-book")
 
 
 def chapters() -> list[str]:
-    """Names of the notebooks in the book, in its order: the entries ``chapters/<name>`` of ``book/_toc.yml``."""
-
-    def files(entry: object) -> list[str]:
-        if isinstance(entry, dict):
-            return [entry["file"]] * ("file" in entry) + [f for value in entry.values() for f in files(value)]
-        return [f for value in entry for f in files(value)] if isinstance(entry, list) else []
-
-    toc = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
-    return [file.removeprefix("chapters/") for file in files(toc) if file.startswith("chapters/")]
+    """Names of the notebooks in the book, in order: the entries ``chapters/<name>`` of ``book/_toc.yml``."""
+    pages = parse_toc_yaml(ROOT / "book" / "_toc.yml")
+    return [page.removeprefix("chapters/") for page in pages if page.startswith("chapters/")]
 
 
 def modules() -> list[str]:
@@ -46,15 +41,19 @@ def modules() -> list[str]:
 
 def api_page(module: ModuleType) -> str:
     """MyST page of a module: its docstring, then everything public, under the name that one imports it by."""
-    lines = [f"# {module.__name__}", "", "```{eval-rst}", f".. automodule:: {module.__name__}", "   :no-members:", ""]
-    for name, member in vars(module).items():
-        if name.startswith("_") or getattr(member, "__module__", None) != module.__name__:
+    name = module.__name__
+    lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:"]
+    if getattr(rnlib, name.removeprefix("rnlib."), module) is not module:
+        lines.append("   :no-index:")  # rnlib.evaluate is also a function, and the name can lead to one only
+    lines.append("")
+    for key, member in vars(module).items():
+        if key.startswith("_") or getattr(member, "__module__", None) != name:
             continue
-        package = "rnlib" if getattr(rnlib, name, None) is member else module.__name__
+        package = "rnlib" if getattr(rnlib, key, None) is member else name
         if inspect.isclass(member):
-            lines.append(f".. autoclass:: {package}.{name}")
+            lines.append(f".. autoclass:: {package}.{key}")
         elif inspect.isfunction(member):
-            lines.append(f".. autofunction:: {package}.{name}")
+            lines.append(f".. autofunction:: {package}.{key}")
     return "\n".join([*lines, "```", ""])
 
 
@@ -66,32 +65,38 @@ def read_chapter(path: Path) -> nbformat.NotebookNode:
         RuntimeError: its execution failed, or did not end.
     """
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: run `papermill notebooks/{path.name} {path}`, or `make book`")
+        command = f"papermill notebooks/{path.name} {path}"
+        raise FileNotFoundError(f"{path} is missing: run `{command}`, or `make book`")
     notebook = nbformat.read(path, as_version=4)
     record = notebook.metadata.get("papermill", {})
     if record.get("exception") or not record.get("end_time"):
-        raise RuntimeError(f"{path} is not a finished execution: see the error in it, mend it and execute it again")
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+        raise RuntimeError(f"{path} is not a finished execution: mend the error in it and execute it again")
+    cells = notebook.cells
+    notebook.cells = [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     return notebook
 
 
 def status_page(notebooks: dict[str, nbformat.NotebookNode], profile: str) -> str:
-    """MyST page that says which notebooks this copy of the book was made from, when, how long they took, and with what."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    """MyST page that says which notebooks this copy of the book was made from, when and with what."""
+    git = ["git", "describe", "--always", "--dirty"]
+    revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown"
     lines = [
         "# How this copy was made",
         "",
-        f"Profile `{profile}`, revision `{git.stdout.strip() or 'unknown'}`, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
-        "A notebook that fails, or a cross-reference that leads nowhere, stops the build: this page exists because all passed.",
+        f"Profile `{profile}`, revision `{revision}`, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+        "A notebook that fails, or a reference that leads nowhere, stops the build.",
         "",
         "| Notebook | Executed (UTC) | Seconds |",
         "|---|---|---:|",
     ]
     for name, notebook in notebooks.items():
         record = notebook.metadata.papermill
-        lines.append(f"| {{doc}}`chapters/{name}` | {record.end_time[:16].replace('T', ' ')} | {record.duration:.1f} |")
-    lines += ["", "| Package | Version |", "|---|---|", f"| Python | {python_version()} |", f"| rnlib | {rnlib.__version__} |"]
-    return "\n".join([*lines, *(f"| {package} | {version(package)} |" for package in VERSIONS), ""])
+        when = record.end_time[:16].replace("T", " ")
+        lines.append(f"| {{doc}}`chapters/{name}` | {when} | {record.duration:.1f} |")
+    versions = {"Python": python_version(), "rnlib": rnlib.__version__}
+    versions |= {package: version(package) for package in VERSIONS}
+    lines += ["", "| Package | Version |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {package} | {number} |" for package, number in versions.items()), ""])
 
 
 def assemble(profile: str, *, executed: Path, source: Path) -> None:
@@ -115,20 +120,26 @@ def render(source: Path, output: Path) -> None:
     """Render the book to ``output/_build/html``; every warning is an error.
 
     Raises:
-        subprocess.CalledProcessError: there were warnings, or the build failed; both are on the standard error.
+        RuntimeError: there were warnings, or the build failed; both are on the standard error.
     """
     program = Path(sys.executable).with_name("jupyter-book")
-    options = ["--config", ROOT / "_config.yml", "--path-output", output, "--warningiserror", "--nitpick", "--keep-going"]
-    subprocess.run([program, "build", source, *options, "-q"], check=True, stdout=subprocess.DEVNULL)
+    paths = [source, "--config", ROOT / "_config.yml", "--path-output", output]
+    strict = ["--warningiserror", "--nitpick", "--keep-going", "-q"]
+    command = [str(part) for part in (program, "build", *paths, *strict)]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise RuntimeError("the book was not built: mend what the warnings above say")
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Assemble and render the book.")
     parser.add_argument("--profile", default="laptop", help="profile the chapters were executed with")
     profile = parser.parse_args().profile
-    assemble(profile, executed=BUILD / "chapters" / profile, source=BUILD / "source")
-    render(BUILD / "source", BUILD.parent)
+    try:
+        assemble(profile, executed=BUILD / "chapters" / profile, source=BUILD / "source")
+        render(BUILD / "source", BUILD.parent)
+    except (FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
     print(f"The book is at {BUILD / 'html' / 'index.html'}")
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
-EVALUATIONS, CORRECT, CHECKPOINT = "evaluations.csv", "correct.npz", "checkpoint.pt"
+EVALUATIONS, CORRECT, STATISTICS = "evaluations.csv", "correct.npz", "statistics.csv"
+CHECKPOINT, UNFINISHED = "checkpoint.pt", "checkpoint-evaluations.csv"  # only while a run is at work
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:

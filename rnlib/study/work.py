@@ -3,7 +3,7 @@
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -111,25 +111,25 @@ def trained_model(run: Run) -> nn.Module:
 def evaluate_run(
     run: Run,
     *,
-    attacks: Mapping[str, Attack | None] | None = None,
     device: str | None = None,
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
 ) -> list[dict[str, Any]]:
-    """Evaluate a run's weights in every statistics mode, clean and under every attack, skipping what is in its files.
+    """Evaluate a run's weights in every statistics mode, clean and under the paper's attacks, unless that is done.
 
-    Args:
-        attacks: by name, None standing for clean images; by default the paper's suite.
+    What an interrupted evaluation has measured is not measured again.
 
     Returns:
         The rows of ``evaluations.csv``.
     """
+    finished, unfinished = run.directory / store.EVALUATIONS, run.directory / store.UNFINISHED
+    if finished.exists():
+        return store.read_rows(finished)
     device = device or default_device()
     dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
     model, origin = trained_model(run), provenance(run, dataset, device)
-    rows = store.read_rows(run.directory / store.EVALUATIONS)
-    correct = store.read_correct(run.directory / store.CORRECT)
+    rows, correct = store.read_rows(unfinished), store.read_correct(run.directory / store.CORRECT)
     done = {(row["statistics"], row["attack"]) for row in rows}
-    attacks = {"clean": None, **attack_suite(run)} if attacks is None else attacks
+    attacks: dict[str, Attack | None] = {"clean": None, **attack_suite(run)}
     for mode in statistics_modes(model):
         for name, attack in attacks.items():
             if (mode, name) in done:
@@ -138,8 +138,9 @@ def evaluate_run(
             correct[f"{mode}/{name}"] = evaluation.correct.numpy()
             rows.append(_row(run, evaluation, attack) | origin)
             store.write_correct(run.directory / store.CORRECT, correct)
-            store.write_rows(run.directory / store.EVALUATIONS, rows)  # last: its rows say what is done
+            store.write_rows(unfinished, rows)  # after the outcomes: its rows say what is done
             on_evaluation(evaluation)
+    unfinished.rename(finished)
     return rows
 
 

@@ -1,0 +1,86 @@
+# The grid of runs, the chapters and the book. One papermill execution is one job.
+#
+#   snakemake -j2 --config profile=laptop                  train and evaluate what is missing, then build the book
+#   snakemake -j2 --config profile=laptop runs=existing    build the book from the results that are there
+#   snakemake -j50 --executor slurm --config profile=paper the same on a cluster, with snakemake-executor-plugin-slurm
+#
+# Finished work is never repeated, also in a fresh clone, where file dates mean nothing: hence ancient().
+
+import os
+from pathlib import Path
+
+from rnlib.study.book import chapters
+from rnlib.study.runs import grid
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
+PROFILE = config.get("profile", "quick")
+RUNS = {run.name: run for run in grid(PROFILE)}
+RESULT = f"results/{PROFILE}/{{run}}/evaluations.csv"
+if config.get("runs", "all") not in ("all", "existing"):
+    raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
+if config.get("runs") == "existing":
+    WANTED = [name for name in RUNS if os.path.exists(RESULT.format(run=name))]
+else:
+    WANTED = list(RUNS)
+
+
+def papermill(wildcards):
+    """The settings that name a run, as options of papermill."""
+    run = RUNS[wildcards.run]
+    keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
+    return " ".join(f"-p {key} {value}" for key in keys if (value := getattr(run, key)) is not None)
+
+
+def files(folder):
+    """The files that a page is made from, compiled ones aside."""
+    return [str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+localrules: book
+
+rule book:
+    input:
+        expand(f"_build/chapters/{PROFILE}/{{chapter}}.ipynb", chapter=chapters()),
+        pages=files("book"),
+        code=files("rnlib"),
+        config="_config.yml",
+    output:
+        "_build/html/index.html",
+    shell:
+        f"python -m rnlib.study.book --profile {PROFILE}"
+
+
+rule chapter:
+    input:
+        notebook="notebooks/{chapter}.ipynb",
+        results=expand(RESULT, run=WANTED),
+        code=files("rnlib"),
+        claims="book/claims.yml",
+    output:
+        f"_build/chapters/{PROFILE}/{{chapter}}.ipynb",
+    shell:
+        f"papermill --no-progress-bar {{input.notebook}} {{output}} -p profile {PROFILE}"
+
+
+rule evaluate:
+    input:
+        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+    output:
+        RESULT,
+    params:
+        settings=papermill,
+    log:
+        notebook=f"_build/runs/{PROFILE}/{{run}}/evaluate.ipynb",
+    shell:
+        "papermill --no-progress-bar notebooks/evaluate.ipynb {log.notebook} {params.settings}"
+
+
+rule train:
+    output:
+        f"results/{PROFILE}/{{run}}/weights.safetensors",
+    params:
+        settings=papermill,
+    log:
+        notebook=f"_build/runs/{PROFILE}/{{run}}/train.ipynb",
+    shell:
+        "papermill --no-progress-bar notebooks/train.ipynb {log.notebook} {params.settings}"

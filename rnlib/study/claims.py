@@ -1,0 +1,155 @@
+"""The claims of the paper and what our results say of them.
+
+``book/claims.yml`` holds each claim as a comparison: two conditions, what they share, and which of them the paper finds
+ahead. A verdict is computed from the result files, never written by hand; pages show it through
+:func:`rnlib.study.pages.verdict`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+from rnlib.study import results
+from rnlib.study.runs import ROOT
+
+REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly reproduced", "not reproduced", "untested here"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One condition against another under one attack, in percentage points (first minus second).
+
+    Attributes:
+        attack: name of the attack.
+        paper: the paper's difference, None where it gives no number.
+        ours, low, high: our difference with its 95% interval: paired over images for one seed, t over seeds for more.
+        images, seeds: what the interval is over.
+        direction: same, opposite or unclear: where the interval lies.
+    """
+
+    attack: str
+    paper: float | None
+    ours: float
+    low: float
+    high: float
+    images: int
+    seeds: int
+    direction: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What our results say of a claim.
+
+    Attributes:
+        claim: its entry in ``book/claims.yml``.
+        direction: reproduced (every comparison), partly, not, or untested here.
+        magnitude: in words, ours against the paper's mean difference.
+        comparisons: the evidence, none where it is untested.
+    """
+
+    claim: dict[str, Any]
+    direction: str
+    magnitude: str
+    comparisons: tuple[Comparison, ...]
+
+
+def read_claims() -> dict[str, dict[str, Any]]:
+    """The entries of ``book/claims.yml`` by id.
+
+    Raises:
+        ValueError: an id stands twice.
+    """
+    entries = yaml.safe_load((ROOT / "book" / "claims.yml").read_text())
+    claims = {entry["id"]: entry for entry in entries}
+    if len(claims) != len(entries):
+        raise ValueError("book/claims.yml has an id twice")
+    return claims
+
+
+def judge(claim_id: str, profile: str) -> Verdict:
+    """The verdict on a claim from the results of a profile.
+
+    Raises:
+        KeyError: no such claim; the known ids are named.
+    """
+    claims = read_claims()
+    if claim_id not in claims:
+        raise KeyError(f"no claim {claim_id!r} in book/claims.yml; known are {', '.join(claims)}")
+    claim = claims[claim_id]
+    need = claim["evidence"]
+    comparisons = tuple(_compare(claim, profile)) if need["profile"] == profile else ()
+    enough = [c for c in comparisons if c.images >= need["images"] and c.seeds >= need["seeds"]]
+    if len(enough) < len(claim["attacks"]):
+        return Verdict(claim, UNTESTED, UNTESTED, comparisons)
+    same = sum(c.direction == "same" for c in comparisons)
+    direction = REPRODUCED if same == len(comparisons) else PARTLY if same else NOT
+    return Verdict(claim, direction, _magnitude(comparisons), comparisons)
+
+
+def _compare(claim: dict[str, Any], profile: str) -> list[Comparison]:
+    table = _select(results.evaluations(profile), {"dataset": claim["evidence"]["dataset"]})
+    found = []
+    for attack in claim["attacks"]:
+        first, second = (_select(table, claim["shared"] | claim[side] | {"attack": attack}) for side in ("first", "second"))
+        pairs = first.merge(second, on="seed", suffixes=("", "_second"))
+        if pairs.empty:
+            continue
+        differences = [_paired(profile, pair) for _, pair in pairs.iterrows()]
+        if len(differences) == 1:
+            ours, low, high = differences[0]
+        else:
+            values = [difference for difference, _, _ in differences]
+            ours, (low, high) = float(np.mean(values)), results.over_seeds(values)
+        found.append(
+            Comparison(
+                attack, _paper(claim, attack), ours, low, high, int(pairs.n.min()), len(pairs),
+                _direction(low, high, claim.get("margin")),
+            )  # fmt: skip
+        )
+    return found
+
+
+def _select(table: pd.DataFrame, condition: dict[str, Any]) -> pd.DataFrame:
+    chosen = table
+    for column, value in condition.items():
+        chosen = chosen[chosen[column] == value]
+    return chosen
+
+
+def _paired(profile: str, pair: pd.Series) -> tuple[float, float, float]:
+    first = results.outcomes(profile, pair["run"], pair["statistics"], pair["attack"])
+    second = results.outcomes(profile, pair["run_second"], pair["statistics_second"], pair["attack"])
+    return results.paired_difference(first, second)
+
+
+def _paper(claim: dict[str, Any], attack: str) -> float | None:
+    source = claim.get("paper")
+    if source is None:
+        return None
+    table = _select(results.paper(source["table"]), {"dataset": source["dataset"]})
+    values = [_select(table, claim["shared"] | claim[side] | {"attack": attack}).accuracy for side in ("first", "second")]
+    return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
+
+
+def _direction(low: float, high: float, margin: float | None) -> str:
+    """Ahead (the default), or within ``margin`` points of each other."""
+    if margin is None:
+        return "same" if low > 0 else "opposite" if high < 0 else "unclear"
+    return "same" if -margin < low and high < margin else "opposite" if low > margin or high < -margin else "unclear"
+
+
+def _magnitude(comparisons: Sequence[Comparison]) -> str:
+    ours = np.mean([c.ours for c in comparisons])
+    known = [c.paper for c in comparisons if c.paper is not None]
+    if len(known) < len(comparisons):
+        return f"{ours:+.1f} points on average; the paper gives no numbers"
+    inside = sum(c.low <= c.paper <= c.high for c in comparisons if c.paper is not None)
+    return (
+        f"{ours:+.1f} points on average, {np.mean(known):+.1f} in the paper, "
+        f"whose value lies in our interval in {inside} of {len(comparisons)} comparisons"
+    )

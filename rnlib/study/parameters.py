@@ -1,0 +1,24 @@
+"""The parameters of a notebook, checked: papermill only warns of a name that it does not know."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+VALUES = (type(None), bool, int, float, str, list, tuple, dict)
+KERNEL = {"In", "Out"}  # the only plain values that a fresh kernel defines without an underscore
+
+
+def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The parameters that a notebook was given, by name.
+
+    Args:
+        namespace: ``globals()``, right after the parameters cell, before any other value is assigned.
+        known: the names that the notebook understands.
+
+    Raises:
+        ValueError: a name that is not known, with the list of those that are.
+    """
+    given = {name: value for name, value in namespace.items() if isinstance(value, VALUES)}
+    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in KERNEL}
+    if unknown := sorted(set(given) - set(known)):
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook takes {', '.join(sorted(known))}")
+    return given

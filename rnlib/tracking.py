@@ -1,0 +1,129 @@
+"""Probes of the statistics that norm layers see and track (the paper's Fig 1 and Section 3.3)."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from rnlib.modes import use_statistics
+from rnlib.norms import BatchNorm, Norm
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""By layer name: the layer's two statistics (mean and variance, or mean and range), each (C,)."""
+
+
+def norm_layers(model: nn.Module) -> dict[str, Norm]:
+    """The layers of a model that have running statistics, by name, in the order of the model.
+
+    Raises:
+        ValueError: there is none; native PyTorch batch norms must be converted first.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Norm)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no norm of rnlib with running statistics; "
+            "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
+        )
+    return layers
+
+
+def tracked_statistics(model: nn.Module) -> Statistics:
+    """What every norm layer has tracked, copied."""
+    return {
+        name: (layer.running_statistics[0].clone(), layer.running_statistics[1].clone())
+        for name, layer in norm_layers(model).items()
+    }
+
+
+@torch.no_grad()
+def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") -> Statistics:
+    """The statistics of one batch at the input of every norm layer, with the model in evaluation mode.
+
+    Args:
+        model: left in the mode it was in.
+        x: images (N, C, H, W) in [0, 1].
+        statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper layers see what they
+            see there), ``"tracked"`` as at the paper's inference.
+
+    Returns:
+        For every layer what it would have tracked; a layer used several times reports its last use.
+    """
+    found: Statistics = {}
+    layers = norm_layers(model)
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, inputs, name=name: found.__setitem__(name, module.batch_statistics(inputs[0]))
+        )
+        for name, layer in layers.items()
+    ]
+    training = model.training
+    try:
+        with use_statistics(model.eval(), statistics):
+            model(x)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return {name: found[name] for name in layers if name in found}
+
+
+def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
+    """How far two sets of statistics lie apart, per channel, in units that do not depend on the scale of a layer.
+
+    Args:
+        model: the network that both belong to.
+        first, second: the second is the reference.
+
+    Returns:
+        By layer: the shift of the centre in units of the reference's standard deviation (of its range for layers that track
+        a range), and the ratio of the spreads, as log2 of the ratio of standard deviations (of ranges); both (C,).
+    """
+    layers, result = norm_layers(model), {}
+    for name in second:
+        (centre, spread), (reference, scale) = first[name], second[name]
+        if isinstance(layers[name], BatchNorm):
+            spread, scale = spread.sqrt(), scale.sqrt()
+        tiny = torch.finfo(scale.dtype).tiny
+        result[name] = ((centre - reference) / scale.clamp_min(tiny), torch.log2(spread.clamp_min(tiny) / scale.clamp_min(tiny)))
+    return result
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
+    """Replace the running statistics by the plain average of the batch statistics over given batches (PreciseBN).
+
+    Everything but the norms stays in evaluation mode, weights do not change. What the images are decides what inference
+    is tuned to: clean images repair an average taken over adversarial ones.
+
+    Args:
+        model: changed in place and returned, in the mode it was in.
+        images: batches (N, C, H, W) in [0, 1], at least one.
+
+    Raises:
+        ValueError: no batch was given (the running statistics are then as before).
+    """
+    layers = norm_layers(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training = {name: module.training for name, module in model.named_modules()}
+    momentum = {name: layer.momentum for name, layer in layers.items()}
+    tracking = {name: layer.tracking for name, layer in layers.items()}
+    batches = 0
+    try:
+        model.eval()
+        for layer in layers.values():
+            layer.reset_running_statistics()
+            layer.momentum, layer.tracking = None, True
+            layer.train()
+        for x in images:
+            model(x)
+            batches += 1
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+        for name, layer in layers.items():
+            layer.momentum, layer.tracking = momentum[name], tracking[name]
+        if not batches:
+            model.load_state_dict(before)
+    if not batches:
+        raise ValueError("images holds no batch; recalibration needs at least one")
+    return model

@@ -1,0 +1,392 @@
+"""Image sets: where they are found, how trees and archives are read and cached, what missing files do."""
+
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import pickle
+import runpy
+import shutil
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+from rnlib import data, imagetree, sources
+from rnlib.idx import read_idx, write_idx
+
+SAMPLE = Path(data.__file__).parent.parent / "data" / "fashion-mnist-sample"
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNLIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("RNLIB_DATA", raising=False)
+
+
+def png(value, *, size=(4, 4), mode="RGB"):
+    file = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value, 255 - value, 7)).save(file, "PNG")
+    return file.getvalue()
+
+
+# Not in sorted order, with what archives pick up on their way.
+TREE = {
+    "train/dog/0001.png": png(11),
+    "train/dog/0000.png": png(10),
+    "train/cat/0000.png": png(0),
+    "test/dog/0000.png": png(30),
+    "train/cat/._0000.png": b"metadata of macOS",
+    "train/readme.txt": b"text",
+    "notes/cat/0000.png": png(99),
+}
+
+
+def write_tree(place, kind, files=TREE, prefix="set/"):
+    """A folder, tar.xz or zip of `files` named place/tiny*."""
+    place.mkdir(parents=True, exist_ok=True)
+    if kind == "folder":
+        for name, content in files.items():
+            file = place / "tiny" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        return place / "tiny"
+    path = place / f"tiny.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(prefix + name, content)
+    else:
+        with tarfile.open(path, "w:xz") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(prefix + name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar.xz"])
+def test_tree_is_read_in_path_order(tmp_path, kind):
+    path = write_tree(tmp_path / "in", kind)
+    train, test = (data.load(str(path), split) for split in ("train", "test"))
+    assert train.name == "tiny"
+    assert train.classes == test.classes == ("cat", "dog")
+    assert train.images.shape == (3, 3, 4, 4)
+    assert train.images[:, 0, 0, 0].tolist() == [0, 10, 11]
+    assert train.images[1, :, 2, 3].tolist() == [10, 245, 7]
+    assert train.labels.tolist() == [0, 1, 1]
+    assert test.labels.tolist() == [1]
+    assert (train.channels, train.num_classes, len(train)) == (3, 2, 3)
+
+
+def test_folder_zip_and_tar_have_the_same_fingerprint(tmp_path):
+    paths = [write_tree(tmp_path / "in", kind) for kind in ("folder", "zip", "tar.xz")]
+    assert len({data.load(str(path)).fingerprint for path in paths}) == 1
+
+
+def test_jpeg_copy_is_found_by_name_in_each_place(tmp_path, monkeypatch):
+    archive = write_tree(tmp_path / "in", "tar.xz").rename(tmp_path / "in" / "cifar10-jpeg.tar.xz")
+    found = data.load("cifar10-jpeg", "test", root=archive.parent)
+    assert found.name == "cifar10-jpeg"
+    monkeypatch.setenv("RNLIB_DATA", f"{tmp_path / 'nowhere'}{os.pathsep}{archive.parent}")
+    assert data.load("cifar10-jpeg", "test").fingerprint == found.fingerprint
+
+
+def test_first_image_decides_grey_or_colour(tmp_path):
+    files = {"train/a/0.png": png(5, mode="L"), "train/b/0.png": png(200)}
+    assert data.load(str(write_tree(tmp_path / "grey", "zip", files))).images.shape == (2, 1, 4, 4)
+    files = dict(reversed(files.items()))
+    colour = data.load(str(write_tree(tmp_path / "colour", "zip", files)))
+    assert colour.images[0, :, 0, 0].tolist() == [5, 5, 5]
+
+
+def test_hostile_archive_writes_nothing(tmp_path):
+    path = tmp_path / "in" / "hostile.tar.xz"
+    path.parent.mkdir()
+    content = png(1)
+    with tarfile.open(path, "w:xz") as archive:
+        for name in ("../../train/cat/up.png", str(tmp_path / "train/cat/absolute.png"), "train/../dots.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo("train/cat/link.png")
+            member.type, member.linkname = kind, "/etc/hostname"
+            archive.addfile(member)
+    assert (
+        len(data.load(str(path))) == 2
+    )  # the first two are images of a split whatever comes before; the rest is not
+    written = {file.relative_to(tmp_path).parts[0] for file in tmp_path.rglob("*")}
+    assert written == {"in", "cache"}
+
+
+def test_cache_is_used_until_the_archive_changes(tmp_path, monkeypatch):
+    path = write_tree(tmp_path / "in", "zip")
+    first = data.load(str(path))
+    with monkeypatch.context() as patch:
+        patch.setattr(imagetree, "decode", lambda path: pytest.fail("decoded again"))
+        assert data.load(str(path)).fingerprint == first.fingerprint
+        assert len(data.load(str(path), "test")) == 1  # both splits were decoded at once
+    write_tree(tmp_path / "in", "zip", TREE | {"train/cat/0001.png": png(50)})
+    assert len(data.load(str(path))) == 4
+    folder = write_tree(tmp_path / "in", "folder")
+    assert len(data.load(str(folder))) == 3
+    (folder / "train" / "cat" / "0001.png").write_bytes(png(50))
+    assert len(data.load(str(folder))) == 4
+
+
+def test_unreadable_cache_is_made_again(tmp_path):
+    path = write_tree(tmp_path / "in", "zip")
+    first = data.load(str(path)).fingerprint
+    (file,) = (tmp_path / "cache").iterdir()
+    replacement = tmp_path / "half"
+    replacement.write_bytes(file.read_bytes()[:100])
+    replacement.replace(file)
+    assert data.load(str(path)).fingerprint == first
+
+
+def test_interrupted_write_leaves_no_cache_file(tmp_path, monkeypatch):
+    def half(tensors, file, metadata):
+        Path(file).write_bytes(b"half")
+        raise OSError("disk full")
+
+    path = write_tree(tmp_path / "in", "zip")
+    monkeypatch.setattr(imagetree, "save_file", half)
+    with pytest.warns(UserWarning, match="disk full.*RNLIB_CACHE"):
+        assert len(data.load(str(path))) == 3
+    assert list((tmp_path / "cache").iterdir()) == []
+    with pytest.warns(UserWarning, match="not cached"), pytest.raises(ValueError, match="no split 'test'"):
+        data.load(str(write_tree(tmp_path / "other", "zip", {"train/a/0.png": png(1)})), "test")
+
+
+def test_loads_at_the_same_time_agree(tmp_path):
+    path = write_tree(tmp_path / "in", "zip")
+    start, found = threading.Barrier(4), []
+
+    def work():
+        start.wait()
+        found.append(data.load(str(path)).fingerprint)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len(set(found)) == 1
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (
+            {"train/a/0.png": png(1), "train/a/1.png": png(1, size=(5, 4))},
+            r"train/a/1.png is 5 x 4 pixels.*4 x 4",
+        ),
+        ({"train/a/0.png": b"no image"}, "an image cannot be read"),
+        ({"train/0.png": png(1)}, "holds no train/<class>/<image>"),
+    ],
+)
+def test_bad_trees_say_what_is_wrong(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(str(write_tree(tmp_path / "in", "zip", files, prefix="")))
+
+
+def test_missing_split_names_those_there(tmp_path):
+    path = write_tree(tmp_path / "in", "zip", {"train/a/0.png": png(1)})
+    data.load(str(path))
+    with pytest.raises(ValueError, match=r"no split 'test' in .*tiny.zip: it has train"):
+        data.load(str(path), "test")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.xz"])
+def test_damaged_archive(tmp_path, kind):
+    path = write_tree(tmp_path / "in", kind)
+    path.write_bytes(path.read_bytes()[:150])
+    with pytest.raises(ValueError, match="damaged"):
+        data.load(str(path))
+
+
+def write_cifar(monkeypatch, place, name):
+    """Fake official files under `place`; torchvision is told their md5, so that its own check still runs."""
+    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    folder = place / source.base_folder
+    folder.mkdir(parents=True)
+    key = {"cifar10": "label_names", "cifar100": "fine_label_names"}[name]
+    labels = {"cifar10": "labels", "cifar100": "fine_labels"}[name]
+    ramp = np.linspace(40, 200, 32).astype(np.uint8)
+    red = np.broadcast_to(ramp, (32, 32))
+    picture = np.stack([red, red.T, np.full_like(red, 90)])  # smooth, as JPEG likes it
+
+    def write(file, content):
+        (folder / file).write_bytes(pickle.dumps(content))
+        return hashlib.md5((folder / file).read_bytes()).hexdigest()
+
+    for attribute in ("train_list", "test_list"):
+        listed = []
+        for number, (file, _) in enumerate(getattr(source, attribute)):
+            content = {"data": np.stack([picture.reshape(-1)] * 2), labels: [number, 9]}
+            listed.append([file, write(file, content)])
+        monkeypatch.setattr(source, attribute, listed)
+    names = [f"class{i}" for i in range({"cifar10": 10, "cifar100": 100}[name])]
+    md5 = write(source.meta["filename"], {key: names})
+    monkeypatch.setattr(source, "meta", source.meta | {"md5": md5, "key": key})
+    return folder, picture
+
+
+@pytest.mark.parametrize(("name", "count"), [("cifar10", 10), ("cifar100", 2)])
+def test_official_cifar(tmp_path, monkeypatch, name, count):
+    folder, picture = write_cifar(monkeypatch, tmp_path / "in", name)
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("the network was asked"))
+    monkeypatch.setenv("RNLIB_DATA", str(tmp_path / "in"))
+    train, test = data.load(name), data.load(name, "test")
+    assert train.images.shape == (count, 3, 32, 32)
+    assert train.images.dtype == torch.uint8
+    assert torch.equal(train.images[0], torch.from_numpy(picture))
+    assert train.labels[:2].tolist() == [0, 9]
+    assert train.num_classes == {"cifar10": 10, "cifar100": 100}[name]
+    assert test.images.shape == (2, 3, 32, 32)
+    for file in folder.iterdir():  # a changed file is not unpickled
+        file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(RuntimeError, match="corrupted"):
+        data.load(name)
+
+
+def test_jpeg_copy_is_made_from_the_official_files_and_cached(tmp_path, monkeypatch):
+    folder, _ = write_cifar(monkeypatch, tmp_path / "in", "cifar10")
+    original = data.load("cifar10", root=tmp_path / "in")
+    made = data.load("cifar10-jpeg", root=tmp_path / "in")
+    assert made.name == "cifar10-jpeg"
+    assert made.fingerprint != original.fingerprint
+    assert (made.images.float() - original.images.float()).abs().mean() < 3
+    assert torch.equal(made.labels, original.labels)
+    assert made.classes == original.classes
+    shutil.rmtree(folder)
+    assert data.load("cifar10-jpeg", root=tmp_path / "in").fingerprint == made.fingerprint
+
+
+def test_jpeg_is_quality_75_with_halved_chroma():
+    images = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    file = io.BytesIO()
+    Image.fromarray(images[1].permute(1, 2, 0).numpy()).save(file, "JPEG", quality=75, subsampling=2)
+    expected = np.asarray(Image.open(file))
+    assert np.array_equal(sources.jpeg(images)[1].permute(1, 2, 0).numpy(), expected)
+
+
+def test_download_goes_to_the_first_folder(tmp_path, monkeypatch):
+    def download(self):
+        target = tmp_path / "in" / "FashionMNIST" / "raw"
+        target.mkdir(parents=True)
+        for file in SAMPLE.glob("*.xz"):  # torchvision unpacks what it fetches
+            (target / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
+
+    monkeypatch.setattr(datasets.FashionMNIST, "download", download)
+    assert len(data.load("fashion-mnist", "test", root=tmp_path / "in", download=True)) == 1000
+    assert len(data.load("fashion-mnist", "test", root=tmp_path / "in")) == 1000
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            datasets.CIFAR10, "download", lambda self: write_cifar(monkeypatch, Path(self.root), "cifar10")
+        )
+        assert len(data.load("cifar10", "test", root=tmp_path / "new", download=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("cifar10", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python"),
+        ("cifar10-jpeg", "cifar10-jpeg.tar.xz.*cifar-10-batches-py"),
+        ("fashion-mnist", "FashionMNIST/raw"),
+    ],
+)
+def test_missing_files_say_what_to_do(tmp_path, name, files):
+    with pytest.raises(FileNotFoundError, match=rf"{name} was not found.*{files}.*RNLIB_DATA.*download=True"):
+        data.load(name, root=tmp_path)
+
+
+def test_bad_names_and_splits(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"unknown dataset 'cifar'.*cifar10.*cifar100.*fashion-mnist-sample.*path"
+    ):
+        data.load("cifar")
+    with pytest.raises(ValueError, match="split must be one of train, test; got 'valid'"):
+        data.load("cifar10", "valid")
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(ValueError, match="unknown dataset"):
+        data.load(str(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(
+    ("split", "per_class", "fingerprint"),
+    [("train", 500, "46517d8b94bd7cd9"), ("test", 100, "03aedac90a645e69")],
+)
+def test_embedded_sample(tmp_path, monkeypatch, split, per_class, fingerprint):
+    monkeypatch.chdir(tmp_path)  # found from any folder
+    sample = data.load("fashion-mnist-sample", split)
+    assert sample.images.shape == (10 * per_class, 1, 28, 28)
+    assert sample.labels.bincount().tolist() == [per_class] * 10
+    assert sample.labels[:100].unique().numel() == 10  # not ordered by class
+    assert sample.classes[0] == "T-shirt/top"
+    assert sample.fingerprint == fingerprint
+    mean, std = data.STATISTICS["fashion-mnist-sample"]
+    pixels = data.to_float(sample.images)
+    assert (pixels.mean().item(), pixels.std().item()) == pytest.approx((mean[0], std[0]), abs=0.005)
+
+
+def test_embedded_sample_is_small_and_licensed():
+    assert sum(file.stat().st_size for file in SAMPLE.iterdir() if file.is_file()) < 2.5e6
+    assert "Expat" in (SAMPLE / "LICENSE").read_text()
+
+
+def test_sample_draw_is_balanced_and_fixed():
+    draw = runpy.run_path(str(SAMPLE / "make.py"))["draw"]
+    labels = torch.arange(1000) % 10
+    chosen = draw(labels, 7)
+    assert labels[chosen].bincount().tolist() == [7] * 10
+    assert torch.equal(chosen, chosen.unique())
+    assert torch.equal(chosen, draw(labels, 7))
+    assert not torch.equal(chosen, draw(labels, 7, seed=1))
+
+
+def test_idx_files_are_read_compressed_or_not(tmp_path):
+    values = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    write_idx(tmp_path / "xz", values)
+    plain = lzma.decompress((tmp_path / "xz").read_bytes())
+    assert plain[:16] == bytes([0, 0, 8, 3, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4])  # as the format is published
+    (tmp_path / "plain").write_bytes(plain)
+    (tmp_path / "gz").write_bytes(gzip.compress(plain))
+    for name in ("xz", "plain", "gz"):
+        assert torch.equal(read_idx(tmp_path / name), values)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an IDX file"),
+        (b"\0\0\x0d\x01\0\0\0\0", "not an IDX file of unsigned bytes"),
+        (b"\0\0\x08\x03\0\0", "cut short in its header"),
+        (b"\0\0\x08\x01\0\0\0\x05abc", r"holds 3 values where its header says \(5,\)"),
+        (gzip.compress(bytes(100))[:-12], "damaged"),
+        (lzma.compress(bytes(100))[:-12], "damaged"),
+    ],
+)
+def test_bad_idx_files(tmp_path, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_idx(tmp_path / "file")
+
+
+def test_incomplete_fashion_mnist_names_the_file(tmp_path):
+    (tmp_path / "fashion-mnist").mkdir()
+    shutil.copy(SAMPLE / "train-images-idx3-ubyte.xz", tmp_path / "fashion-mnist")
+    with pytest.raises(FileNotFoundError, match=r"lacks train-labels-idx1-ubyte.gz"):
+        data.load("fashion-mnist", root=tmp_path)
