@@ -9,6 +9,7 @@
 import os
 from pathlib import Path
 
+from rnlib.modes import statistics_modes
 from rnlib.study.book import chapters
 from rnlib.study.runs import grid
 
@@ -16,12 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more 
 PROFILE = config.get("profile", "quick")
 RUNS = {run.name: run for run in grid(PROFILE)}
 RESULT = f"results/{PROFILE}/{{run}}/evaluations.csv"
+PROBE = f"results/{PROFILE}/{{run}}/statistics.csv"
 if config.get("runs", "all") not in ("all", "existing"):
     raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
+WANTED = [RESULT.format(run=name) for name in RUNS]
+WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
 if config.get("runs") == "existing":
-    WANTED = [name for name in RUNS if os.path.exists(RESULT.format(run=name))]
-else:
-    WANTED = list(RUNS)
+    WANTED = [file for file in WANTED if os.path.exists(file)]
 
 
 def papermill(wildcards):
@@ -53,7 +55,7 @@ rule book:
 rule chapter:
     input:
         notebook="notebooks/{chapter}.ipynb",
-        results=expand(RESULT, run=WANTED),
+        results=WANTED,
         code=files("rnlib"),
         claims="book/claims.yml",
     output:
@@ -73,6 +75,19 @@ rule evaluate:
         notebook=f"_build/runs/{PROFILE}/{{run}}/evaluate.ipynb",
     shell:
         "papermill --no-progress-bar notebooks/evaluate.ipynb {log.notebook} {params.settings}"
+
+
+rule probe:
+    input:
+        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+    output:
+        PROBE,
+    params:
+        settings=papermill,
+    log:
+        notebook=f"_build/runs/{PROFILE}/{{run}}/probe.ipynb",
+    shell:
+        "papermill --no-progress-bar notebooks/probe.ipynb {log.notebook} {params.settings}"
 
 
 rule train:

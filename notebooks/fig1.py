@@ -36,9 +36,7 @@ from rnlib.study.parameters import parameters
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
-from IPython.display import display
-
-from rnlib.study import pages
+from rnlib.study import pages, results
 from rnlib.study.figures import style
 
 style()
@@ -48,11 +46,34 @@ pages.setting(profile)
 # ## The paper's picture: start of training against tracked
 
 # %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import seaborn as sns
+
+NAMES = {"shift_abs": "shift of the centre (tracked spreads)", "log_ratio_abs": "log2 ratio of spreads"}
+table = results.select(results.statistics(profile), {"norm": "batch_norm", "training": "natural", "architecture": "resnet20"})
+medians = table.groupby("condition", sort=False)[list(NAMES)].median()
+
+
+def against_clean(condition):
+    """A sentence that sets the medians of a condition against those of clean batches."""
+    if condition not in medians.index:
+        return "Not measured yet."
+    parts = [f"{name} {medians[key][condition]:.2f} against {medians[key]['clean']:.2f}" for key, name in NAMES.items()]
+    return f"Median over {len(table[table.condition == condition])} channels, {condition} against clean: {'; '.join(parts)}."
+
+
+wide = table.pivot(index=["layer", "channel"], columns="condition", values=list(NAMES))
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
+for axis, (key, name) in zip(axes, NAMES.items(), strict=True):
+    if not table.empty:
+        axis.scatter(wide[key]["clean"], wide[key]["start"], s=8, alpha=0.5, color=sns.color_palette("colorblind")[0])
+    axis.plot([0.01, 10], [0.01, 10], color="0.4", linestyle=":", label="equal")
+    axis.set(xscale="log", yscale="log", xlabel="clean batch, trained weights", ylabel="start of training", title=name)
 pages.show(
-    pages.scatter_figure(profile),
-    caption="Every dot is a channel of a norm layer: its distance at the start of training against that of a clean batch through the "
-    f"trained weights. {pages.probe_sentence(profile, 'start')}",
-    alt="Scatter of per-channel distances between batch and tracked statistics, start of training against clean test batches.",
+    figure,
+    caption="Every dot is a channel of a norm layer of ResNet-20 with BatchNorm, naturally trained: distance from the tracked statistics at "
+    f"the start of training against that of clean test batches through the trained weights. {against_clean('start')}",
+    alt="Two scatter plots of per-channel distances, start of training against clean batches, with the diagonal.",
     notebook="fig1",
     profile=profile,
 )
@@ -61,26 +82,30 @@ pages.show(
 # ## The same weights throughout
 
 # %% tags=["hide-input"]
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
+for axis, (key, name) in zip(axes, NAMES.items(), strict=True):
+    sns.boxenplot(table, x="condition", y=key, ax=axis, showfliers=False, color=sns.color_palette("colorblind")[0])
+    axis.set(yscale="log", xlabel="", ylabel=name)
 pages.show(
-    pages.condition_figure(profile),
-    caption="Distance of batch statistics from the tracked ones, over all channels, by condition; line: median. "
-    f"{pages.probe_sentence(profile, 'adversarial')}",
+    figure,
+    caption="Distance of the statistics of a batch from the tracked ones, over all channels (box: middle half, line: median). Only "
+    f"'start' has other weights. {against_clean('adversarial')} {against_clean('noise')}",
     alt="Distributions over channels of the distance between batch and tracked statistics for five conditions.",
     notebook="fig1",
     profile=profile,
 )
 
 # %% tags=["hide-input"]
-for claim in ("fig1-start", "fig1-adversarial"):
-    display(pages.verdict(claim, profile))
+pages.verdict("fig1-start", profile)
 
 # %% [markdown]
 # ## The numbers
 #
-# Median over channels of the absolute shift and of the absolute log2 ratio:
+# Median over channels of the absolute shift of the centre and of the absolute log2 ratio of spreads, for every network that was probed:
 
 # %% tags=["hide-input"]
-pages.probe_table(profile)
+everything = results.statistics(profile)
+everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median().unstack("condition").round(2)
 
 # %% [markdown]
 # ## What it means

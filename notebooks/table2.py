@@ -52,7 +52,7 @@ pages.setting(profile)
 # %% tags=["hide-input"]
 natural = judge("table2-natural-attacks", profile)
 pages.show(
-    pages.accuracy_figure(profile, 2, "natural", ATTACKS, SERIES),
+    pages.accuracy_figure(profile, 2, ["natural"], ATTACKS, SERIES),
     caption="Natural training. Batch minus tracked statistics, the same weights, in points, ours and in brackets the paper's: "
     f"{pages.differences(natural)}.",
     alt="Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the paper's beside ours.",
@@ -70,7 +70,7 @@ for claim in ("table2-natural-attacks", "table2-natural-clean", "table2-natural-
 # %% tags=["hide-input"]
 adversarial = judge("table2-adversarial-attacks", profile)
 pages.show(
-    pages.accuracy_figure(profile, 2, "adversarial", ATTACKS, SERIES),
+    pages.accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
     caption="Adversarial training. Batch minus tracked statistics, the same weights, in points, ours and in brackets the paper's: "
     f"{pages.differences(adversarial)}.",
     alt="Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the paper's beside ours.",

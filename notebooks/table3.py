@@ -40,6 +40,7 @@ from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
 style()
+SERIES = [("batch_norm", "tracked"), ("batch_norm", "batch"), ("robust_norm", "tracked"), ("robust_norm", "batch")]
 CLAIMS = ["table3-natural", "table3-adversarial", "table3-tracking-natural", "table3-tracking-adversarial"]
 pages.setting(profile)
 
@@ -48,7 +49,7 @@ pages.setting(profile)
 
 # %% tags=["hide-input"]
 pages.show(
-    pages.clean_figure(profile),
+    pages.accuracy_figure(profile, 3, ["natural", "adversarial"], ["clean"], SERIES, ylim=(50, 100)),
     caption="Clean accuracy. RobustNorm minus BatchNorm in points, ours and in brackets the paper's: batch statistics, natural "
     f"{pages.differences(judge(CLAIMS[0], profile))}; adversarial {pages.differences(judge(CLAIMS[1], profile))}; tracked "
     f"statistics, natural {pages.differences(judge(CLAIMS[2], profile))}; adversarial {pages.differences(judge(CLAIMS[3], profile))}.",
@@ -81,7 +82,7 @@ pages.paper_table(3)
 # * A norm whose denominator changes little from batch to batch loses little when it takes the batch's own. At p = 0.2 the range enters
 #   by its fifth root: a batch whose range is 10% too wide changes the scale by 2%, where BatchNorm's standard deviation enters in full. The
 #   smaller gap between RobustNorm's two rows is then a property of the power, before it is one of the range.
-# * The rows of adversarial training rest on how the images were crafted, see {doc}`table2`.
+# * The rows of adversarial training rest on how the images were crafted, see {doc}`/chapters/table2`.
 # * Robust accuracy of the same networks under all attacks:
 
 # %% tags=["hide-input"]

@@ -33,7 +33,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}, it must be a torch.Tensor")
     if not x.is_floating_point():
-        raise TypeError(f"x is {x.dtype}, it must be floating point: rnlib.data.to_float converts uint8 images")
+        raise TypeError(f"x is {x.dtype}, it must be floating point: use rnlib.data.to_float on uint8")
     if y.dtype != torch.int64:
         raise TypeError(f"y is {y.dtype}, it must be torch.int64: y.long() converts it")
     if x.ndim < 2 or x.numel() == 0:

@@ -14,13 +14,14 @@ _NATIVE_CLASS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options: Any) -> nn.Module:
     """Replace every batch norm (native 1d, 2d, 3d, or a norm of rnlib) of a model by the named norm.
 
-    The model is changed in place and returned; a model that is itself a norm is returned as a new layer. Scale
-    and shift, momentum, eps, device, dtype, training mode and ``requires_grad`` carry over wherever the new layer
-    has them. Running statistics carry over when both layers track the same quantity (the mean between BatchNorm
-    and RobustNorm, the variance between batch norms); the others start anew, and
+    The model is changed in place and returned; a model that is itself a norm is returned as a new layer. On
+    an error the model is as it was. A layer used in two places stays shared.
+
+    Scale and shift, momentum, eps, device, dtype, training mode and ``requires_grad`` carry over wherever the
+    new layer has them. Running statistics carry over when both layers track the same quantity (the mean
+    between BatchNorm and RobustNorm, the variance between batch norms); the others start anew, and
     :func:`rnlib.recalibrate` fills them from data. A native layer without running statistics
-    (``track_running_stats=False``) becomes one with ``statistics="batch"``, and the other way round. A layer used
-    in two places stays shared. On an error the model is as it was.
+    (``track_running_stats=False``) becomes one with ``statistics="batch"``, and the other way round.
 
     Args:
         model: any module.
@@ -55,7 +56,7 @@ def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options
 
 def _converted(old: Any, name: str, dimensions: int, options: dict[str, Any]) -> nn.Module:
     if old.num_features == 0:
-        raise ValueError(f"a {type(old).__name__} has no size yet; pass a batch through the model before converting")
+        raise ValueError(f"a {type(old).__name__} has no size yet: pass a batch through the model first")
     native = isinstance(old, _BatchNorm)
     native_class = type(old) if native else getattr(old, "native_class", _NATIVE_CLASS[dimensions])
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics

@@ -1,8 +1,9 @@
-"""Accuracy of one set of weights, clean and under attack, in each statistics mode, with every image's outcome kept."""
+"""Accuracy of one set of weights, clean and under attack, in each statistics mode, outcome by image."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from time import perf_counter
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
-from rnlib.modes import statistics_modes, use_statistics
+from rnlib.modes import evaluation_mode, statistics_modes, use_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,23 +46,32 @@ def measure(
 ) -> tuple[Tensor, float]:
     """Classify a data set in evaluation mode, in fixed batches of its own order, clean or attacked.
 
-    The batch that is attacked is the batch that is classified: with batch statistics an image's prediction depends on
-    its neighbours. A class-ordered set must therefore be permuted first (:func:`rnlib.data.test_order`).
+    The batch that is attacked is the batch that is classified: with batch statistics an image's prediction
+    depends on its neighbours. A class-ordered set must therefore be permuted first
+    (:func:`rnlib.data.test_order`).
 
     Args:
-        model: moved to ``device``, left in the mode it was in.
-        attack: None for clean images.
+        model: put back on its device and into its mode (layer by layer) afterwards.
+        dataset: at least one image.
+        attack: untargeted, or None for clean images.
         statistics: ``"tracked"``, ``"batch"``, or ``"none"``, which leaves the model as it is.
         batch_size: 100 in the paper. A last, smaller batch has other statistics: make the set a multiple.
         seed: batch i is attacked with the generator seeded by (seed, i), whatever was attacked before.
 
     Returns:
         correct, bool (n,) on the CPU, and the mean cross-entropy.
+
+    Raises:
+        ValueError: no image, a targeted attack (the data set has no target classes), unknown statistics, or
+            statistics other than ``"none"`` for native PyTorch batch norms.
     """
-    training = model.training
-    model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    if not len(dataset):
+        raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to measure")
+    if getattr(attack, "targeted", False):
+        raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
     correct, losses = [], []
-    with nullcontext() if statistics == "none" else use_statistics(model, statistics):
+    switched = nullcontext() if statistics == "none" else use_statistics(model, statistics)
+    with switched, evaluation_mode(model), _on(model, device):
         for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
             if attack is not None:
                 x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
@@ -69,8 +79,18 @@ def measure(
                 logits = model(x)
             correct.append(logits.argmax(1) == y)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
-    model.train(training)
-    return torch.cat(correct).cpu(), torch.stack(losses).sum().item() / len(dataset)
+        return torch.cat(correct).cpu(), torch.stack(losses).sum().item() / len(dataset)
+
+
+@contextmanager
+def _on(model: nn.Module, device: str | torch.device) -> Iterator[None]:
+    tensors = chain(model.parameters(), model.buffers())
+    home = next((tensor.device for tensor in tensors), torch.device(device))
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def evaluate(

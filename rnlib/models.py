@@ -1,7 +1,8 @@
 """ResNet and VGG for small images, with any norm and the input normalisation inside the model.
 
-The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016) with three stages of ``width``, ``2 width``
-and ``4 width`` channels, and VGG of Simonyan & Zisserman (2014) with a dropout head of two hidden layers.
+The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016) with three stages of
+``width``, ``2 width`` and ``4 width`` channels, and VGG of Simonyan & Zisserman (2014) with a dropout head of
+two hidden layers.
 """
 
 import math
@@ -25,16 +26,25 @@ VGG_LAYOUTS: dict[int, tuple[tuple[int, int], ...]] = {  # (convolutions, channe
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, so that a model takes images in [0, 1] and attacks work in pixels."""
+    """(x - mean) / std per channel, so that a model takes images in [0, 1] and attacks work in pixels.
+
+    Args:
+        mean, std: one value per channel, std > 0.
+    """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
-        if len(mean) != len(std) or min(std) <= 0:
-            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, and std positive")
+        if not mean or len(mean) != len(std) or min(std) <= 0:
+            raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, std positive")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.mean.shape[1]:  # grey images would pass as three equal channels
+            raise ValueError(f"images have shape {tuple(x.shape)}, expected (N, {self.mean.shape[1]}, H, W)")
         return (x - self.mean) / self.std
 
 
@@ -50,7 +60,8 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             if shortcut == "conv":
-                self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
+                convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                self.shortcut = nn.Sequential(convolution, norm(outputs))
             else:
                 self.shortcut = PadShortcut(stride, outputs - inputs)
 
@@ -95,7 +106,20 @@ class Bottleneck(_Block):
         return [reduce, norm(planes), nn.ReLU(), middle, norm(planes), nn.ReLU(), expand, norm(4 * planes)]
 
 
-def _input(in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> nn.Module:
+def _norm_maker(norm: str | MakeNorm, options: dict[str, Any]) -> MakeNorm:
+    if isinstance(norm, str):
+        return make_norm(norm, **options)
+    if options:
+        raise ValueError(f"options {options} are for a norm given by name, not for {norm}")
+    return norm
+
+
+def _input(
+    num_classes: int, in_channels: int, width: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> nn.Module:
+    for name, value in {"num_classes": num_classes, "in_channels": in_channels, "width": width}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, it must be at least 1")
     mean = (0.0,) * in_channels if mean is None else mean
     std = (1.0,) * in_channels if std is None else std
     if len(mean) != in_channels:
@@ -118,9 +142,10 @@ def _resnet(
     width: int, mean: Sequence[float] | None, std: Sequence[float] | None, norm_options: dict[str, Any],
 ) -> nn.Module:  # fmt: skip
     if shortcut not in ("conv", "pad"):
-        raise ValueError(f"shortcut is {shortcut!r}, it must be 'conv' (1x1 convolution) or 'pad' (parameter-free)")
-    new_norm = make_norm(norm, **norm_options) if isinstance(norm, str) else norm
-    layers = [_input(in_channels, mean, std), nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), new_norm(width), nn.ReLU()]
+        raise ValueError(f"shortcut is {shortcut!r}, it must be 'conv' (1x1) or 'pad' (parameter-free)")
+    new_norm = _norm_maker(norm, norm_options)
+    layers = [_input(num_classes, in_channels, width, mean, std)]
+    layers += [nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), new_norm(width), nn.ReLU()]
     inputs = width
     for stage in range(3):
         planes = width * 2**stage
@@ -132,8 +157,9 @@ def _resnet(
 
 
 def resnet(
-    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 16,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, shortcut: str = "conv", **norm_options: Any,
+    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3,
+    width: int = 16, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    shortcut: str = "conv", **norm_options: Any,
 ) -> nn.Module:  # fmt: skip
     """CIFAR ResNet of basic blocks (He et al., 2016): the paper's ResNet-20, 38, and the 50 of its text.
 
@@ -148,7 +174,8 @@ def resnet(
         norm_options: of the norm when it is named, e.g. ``p=0.2``.
 
     Returns:
-        A model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes). 272,474 parameters at depth 20 with BatchNorm.
+        A model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes). It has 272,474 parameters at
+        depth 20 with BatchNorm.
 
     Raises:
         ValueError: a depth that is not 6n + 2, an unknown norm, shortcut or option.
@@ -164,16 +191,18 @@ def resnet_released50(
     norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 16,
     mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **norm_options: Any,
 ) -> nn.Module:  # fmt: skip
-    """What the released code builds when asked for depth 50: eight bottlenecks a stage, 74 layers, 776,794 parameters.
+    """What the released code builds when asked for depth 50: 74 layers, eight bottlenecks a stage.
 
-    Arguments as for :func:`resnet`; the shortcuts are convolutions.
+    It has 776,794 parameters with BatchNorm and 10 classes. Arguments as for :func:`resnet`; the shortcuts
+    are convolutions.
     """
     return _resnet(Bottleneck, 8, norm, "conv", num_classes, in_channels, width, mean, std, norm_options)
 
 
 def vgg(
-    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 64,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **norm_options: Any,
+    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3,
+    width: int = 64, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    **norm_options: Any,
 ) -> nn.Module:  # fmt: skip
     """VGG for small images with a norm after every convolution and the released code's dropout head.
 
@@ -187,8 +216,8 @@ def vgg(
     """
     if depth not in VGG_LAYOUTS:
         raise ValueError(f"depth is {depth}, it must be one of {', '.join(map(str, VGG_LAYOUTS))}")
-    new_norm = make_norm(norm, **norm_options) if isinstance(norm, str) else norm
-    layers: list[nn.Module] = [_input(in_channels, mean, std)]
+    new_norm = _norm_maker(norm, norm_options)
+    layers: list[nn.Module] = [_input(num_classes, in_channels, width, mean, std)]
     inputs = in_channels
     for convolutions, channels in VGG_LAYOUTS[depth]:
         channels = channels * width // 64

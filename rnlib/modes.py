@@ -13,7 +13,8 @@ def _check_switchable(model: nn.Module) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, _BatchNorm):
             fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
-            raise ValueError(f"layer {name!r} is a native {type(layer).__name__} and cannot be switched; {fix}")
+            kind = type(layer).__name__
+            raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
 
 
 @contextmanager

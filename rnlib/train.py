@@ -1,13 +1,14 @@
 """Natural and adversarial training that can be killed at any moment and resumed to the same weights.
 
-Every epoch draws its order, augmentation and attack noise from a generator seeded by (seed, epoch), and the state at
-the end of every epoch is written to a temporary name and renamed. Resuming therefore needs the epoch's number only, and
-repeats the epoch that was cut short.
+Every epoch draws its order, augmentation and attack noise from a generator seeded by (seed, epoch), and the
+state at the end of every epoch is written to a temporary name and renamed. Resuming therefore needs the
+epoch's number only, and repeats the epoch that was cut short.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import measure
-from rnlib.modes import statistics_modes, track
+from rnlib.modes import statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
 CRAFTING = ("train", "train-frozen", "eval")
@@ -30,12 +31,12 @@ History = list[dict[str, float]]
 
 
 class TrainingDiverged(RuntimeError):
-    """The training loss is not finite any more. ``history`` holds the epochs that were completed."""
+    """The training loss or a weight is not finite any more; ``history`` holds the epochs before."""
 
     def __init__(self, epoch: int, step: int, history: History):
         super().__init__(
-            f"the training loss is not finite in epoch {epoch} (found at step {step}); lower lr, or set clip. "
-            f"The {len(history)} epochs before it are kept in the history"
+            f"the training loss or a weight is not finite in epoch {epoch} (found at step {step}); lower lr, "
+            f"or set clip. The {len(history)} epochs before it are kept in the history"
         )
         self.history = history
 
@@ -49,14 +50,14 @@ class Training:
         batch_size: images a step.
         lr: learning rate; the peak of ``"one_cycle"``.
         momentum, weight_decay: of SGD.
-        schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises linearly for a fifth
-            of the steps and falls to 0 (for short budgets).
+        schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises
+            linearly for a fifth of the steps and falls to 0 (for short budgets).
         milestones: epochs, for ``"step"``.
         attack: trains on the images that it returns (Madry et al., 2017), or None for natural training.
-        crafting: mode of the model while it is attacked: ``"train"`` (the released code: batch statistics, and every
-            forward pass of the attack enters the running statistics), ``"train-frozen"`` (batch statistics, running
-            statistics untouched) or ``"eval"`` (running statistics).
-        clip: largest gradient norm, or None for no clipping.
+        crafting: mode of the model while it is attacked: ``"train"`` (the released code: batch statistics,
+            and every forward pass of the attack enters the running statistics), ``"train-frozen"`` (batch
+            statistics, running statistics untouched) or ``"eval"`` (running statistics).
+        clip: largest gradient norm, > 0, or None for no clipping.
         seed: of order, augmentation, dropout and attack noise (not of the weights).
     """
 
@@ -78,7 +79,12 @@ class Training:
         if self.crafting not in CRAFTING:
             raise ValueError(f"crafting is {self.crafting!r}, it must be one of {CRAFTING}")
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            raise ValueError(f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr}) must be positive")
+            sizes = f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr})"
+            raise ValueError(f"{sizes} must be positive")
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}, it must be positive, or None for no clipping")
+        if getattr(self.attack, "targeted", False):
+            raise ValueError(f"{self.attack} would be given the true labels as targets; use targeted=False")
 
 
 def fit(
@@ -96,40 +102,54 @@ def fit(
 
     Args:
         model: takes images in [0, 1]; moved to ``device`` and to channels_last.
-        dataset: the training set.
+        dataset: the training set, at least one image.
         training: the settings.
-        validation: measured after every epoch, clean, under each statistics mode that the model has, in batches of 100
-            of its own order; never used to choose anything.
-        checkpoint: file that holds the state after the last finished epoch. If it is there, training goes on from it.
+        validation: measured after every epoch, clean, under each statistics mode that the model has, in
+            batches of 100 of its own order; never used to choose anything.
+        checkpoint: file that holds the state after the last finished epoch. If it is there, training goes on
+            from it.
+        device: where to train.
         on_epoch: called after every epoch with the history so far.
         on_step: called after every step, e.g. to move a progress bar.
 
     Returns:
-        One record an epoch: epoch, lr (at its end), train_loss and train_accuracy (percent, on the images trained on, hence adversarial ones
-        in adversarial training), val_loss_<statistics>, val_accuracy_<statistics>, seconds.
+        One record an epoch: epoch, lr (at its end), train_loss and train_accuracy (percent, on the images
+        trained on, hence adversarial ones in adversarial training), val_loss_<statistics>,
+        val_accuracy_<statistics>, seconds.
 
     Raises:
-        TrainingDiverged: the loss became infinite or NaN.
-        ValueError: the checkpoint belongs to other settings.
+        TrainingDiverged: the loss or a weight became infinite or NaN.
+        ValueError: no image, or the checkpoint belongs to other settings, images or another network.
     """
+    if not len(dataset):
+        raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to train on")
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay)
+    optimizer = torch.optim.SGD(
+        model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
+    )
     steps = -(-len(dataset) // training.batch_size)
     schedule = _schedule(optimizer, training, steps)
     history: History = []
-    settings = repr(asdict(training))
-    if checkpoint is not None and checkpoint.exists():
-        history = _resume(checkpoint, settings, model, optimizer, schedule, device)
+    # The attack by its own repr: asdict would not tell PGD from PGDL2.
+    identity = {"settings": repr(asdict(training) | {"attack": training.attack})}
+    if checkpoint is not None:
+        identity |= {"images": dataset.fingerprint, "network": repr(model)}
+        if checkpoint.exists():
+            history = _resume(checkpoint, identity, model, optimizer, schedule, device)
     for epoch in range(len(history), training.epochs):
         start = perf_counter()
-        loss, accuracy = _epoch(model, dataset, training, epoch, optimizer, schedule, history, device, on_step)
-        record = {"epoch": epoch + 1, "lr": schedule.get_last_lr()[0], "train_loss": loss, "train_accuracy": accuracy}
+        loss, accuracy = _epoch(
+            model, dataset, training, epoch, optimizer, schedule, history, device, on_step
+        )
+        record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
+        record |= {"train_loss": loss, "train_accuracy": accuracy}
         for mode in statistics_modes(model) if validation is not None else ():
             correct, val_loss = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
-            record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": 100 * correct.float().mean().item()}
+            val_accuracy = 100 * correct.float().mean().item()
+            record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": val_accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]
         if checkpoint is not None:
-            _save(checkpoint, settings, model, optimizer, schedule, history)
+            _save(checkpoint, identity, model, optimizer, schedule, history)
         on_epoch(history)
     return history
 
@@ -163,7 +183,8 @@ def _epoch(
             if step % CHECK_EVERY == 0 and not torch.isfinite(total_loss):
                 raise TrainingDiverged(epoch + 1, step, history)
             on_step()
-    if not torch.isfinite(total_loss):
+    # The last step may have spoilt weights that no loss has seen yet.
+    if not all(torch.isfinite(tensor).all() for tensor in (total_loss, *model.parameters())):
         raise TrainingDiverged(epoch + 1, step, history)
     return total_loss.item() / len(dataset), 100 * total_correct.item() / len(dataset)
 
@@ -171,24 +192,24 @@ def _epoch(
 def _craft(model: nn.Module, training: Training, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
     assert training.attack is not None
     model.train(training.crafting != "eval")
-    tracking = training.crafting == "train"
-    with track(model, tracking):
-        return training.attack(model, x, y, generator=noise, update_buffers=tracking)
+    return training.attack(model, x, y, generator=noise, update_buffers=training.crafting == "train")
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
     if training.schedule == "step":
         return MultiStepLR(optimizer, [steps * epoch for epoch in training.milestones])
+    total = steps * training.epochs + 1
     return OneCycleLR(
-        optimizer, training.lr, total_steps=steps * training.epochs + 1, pct_start=0.2, anneal_strategy="linear",
-        cycle_momentum=False, final_div_factor=1e4,
+        optimizer, training.lr, total_steps=total, anneal_strategy="linear", cycle_momentum=False,
+        final_div_factor=1e4, pct_start=max(0.2, 1.5 / total),  # 1 / total would be divided by zero
     )  # fmt: skip
 
 
 def _save(
-    path: Path, settings: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler, history: History
-) -> None:
-    state: dict[str, Any] = {"settings": settings, "history": history, "model": model.state_dict()}
+    path: Path, identity: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler, history: History,
+) -> None:  # fmt: skip
+    state: dict[str, Any] = {**identity, "history": history, "model": model.state_dict()}
     state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -197,12 +218,15 @@ def _save(
 
 
 def _resume(
-    path: Path, settings: str, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: LRScheduler,
-    device: str | torch.device,
+    path: Path, identity: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler, device: str | torch.device,
 ) -> History:  # fmt: skip
     state = torch.load(path, map_location=device, weights_only=True)
-    if state["settings"] != settings:
-        raise ValueError(f"{path} was written with other settings: {state['settings']}; these are {settings}. Remove it or name another")
+    for key, value in identity.items():
+        for there, here in zip_longest(state.get(key, value).splitlines(), value.splitlines()):
+            if there != here:
+                fix = f"remove it, or name another checkpoint. There {there!r}, here {here!r}"
+                raise ValueError(f"{path} was written with other {key}: {fix}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])

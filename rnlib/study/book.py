@@ -122,6 +122,9 @@ def render(source: Path, output: Path) -> None:
     Raises:
         RuntimeError: there were warnings, or the build failed; both are on the standard error.
     """
+    # From nothing: a page that Sphinx read before and skips now would keep its warnings to itself.
+    for stale in ("html", ".doctrees"):
+        shutil.rmtree(output / "_build" / stale, ignore_errors=True)
     program = Path(sys.executable).with_name("jupyter-book")
     paths = [source, "--config", ROOT / "_config.yml", "--path-output", output]
     strict = ["--warningiserror", "--nitpick", "--keep-going", "-q"]

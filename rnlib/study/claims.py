@@ -14,24 +14,27 @@ import pandas as pd
 import yaml
 
 from rnlib.study import results
+from rnlib.study.probe import BATCH_SIZE, BATCHES
 from rnlib.study.runs import ROOT
 
+IMAGES = BATCHES * BATCH_SIZE  # behind every row of statistics.csv
 REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly reproduced", "not reproduced", "untested here"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One condition against another under one attack, in percentage points (first minus second).
+    """One condition against another, first minus second.
 
     Attributes:
-        attack: name of the attack.
+        what: name of the attack, the difference being in percentage points; or of a column of ``statistics.csv``.
         paper: the paper's difference, None where it gives no number.
-        ours, low, high: our difference with its 95% interval: paired over images for one seed, t over seeds for more.
+        ours, low, high: our difference with its 95% interval: paired over images for one seed, t over seeds for more (for
+            statistics: bootstrap over channels).
         images, seeds: what the interval is over.
         direction: same, opposite or unclear: where the interval lies.
     """
 
-    attack: str
+    what: str
     paper: float | None
     ours: float
     low: float
@@ -92,33 +95,34 @@ def judge(claim_id: str, profile: str) -> Verdict:
 
 
 def _compare(claim: dict[str, Any], profile: str) -> list[Comparison]:
-    table = _select(results.evaluations(profile), {"dataset": claim["evidence"]["dataset"]})
-    found = []
-    for attack in claim["attacks"]:
-        first, second = (_select(table, claim["shared"] | claim[side] | {"attack": attack}) for side in ("first", "second"))
-        pairs = first.merge(second, on="seed", suffixes=("", "_second"))
-        if pairs.empty:
-            continue
-        differences = [_paired(profile, pair) for _, pair in pairs.iterrows()]
-        if len(differences) == 1:
-            ours, low, high = differences[0]
-        else:
-            values = [difference for difference, _, _ in differences]
-            ours, (low, high) = float(np.mean(values)), results.over_seeds(values)
-        found.append(
-            Comparison(
-                attack, _paper(claim, attack), ours, low, high, int(pairs.n.min()), len(pairs),
-                _direction(low, high, claim.get("margin")),
-            )  # fmt: skip
-        )
-    return found
+    compare = _compare_statistics if "conditions" in claim else _compare_accuracy
+    sample = {"dataset": claim["evidence"]["dataset"]} | claim["shared"]
+    return [found for what in claim["attacks"] if (found := compare(claim, profile, sample, what)) is not None]
 
 
-def _select(table: pd.DataFrame, condition: dict[str, Any]) -> pd.DataFrame:
-    chosen = table
-    for column, value in condition.items():
-        chosen = chosen[chosen[column] == value]
-    return chosen
+def _compare_accuracy(claim: dict[str, Any], profile: str, sample: dict[str, Any], attack: str) -> Comparison | None:
+    table = results.select(results.evaluations(profile), sample | {"attack": attack})
+    first, second = (results.select(table, claim[side]) for side in ("first", "second"))
+    pairs = first.merge(second, on="seed", suffixes=("", "_second"))
+    if pairs.empty:
+        return None
+    differences = [_paired(profile, pair) for _, pair in pairs.iterrows()]
+    ours, low, high = differences[0]
+    if len(differences) > 1:
+        values = [difference for difference, _, _ in differences]
+        ours, (low, high) = float(np.mean(values)), results.over_seeds(values)
+    direction = _direction(low, high, claim.get("margin"))
+    return Comparison(attack, _paper(claim, attack), ours, low, high, int(pairs.n.min()), len(pairs), direction)
+
+
+def _compare_statistics(claim: dict[str, Any], profile: str, sample: dict[str, Any], quantity: str) -> Comparison | None:
+    table = results.select(results.statistics(profile), sample)
+    first, second = (results.select(table, {"condition": condition}) for condition in claim["conditions"])
+    pairs = first.merge(second, on=["seed", "layer", "channel"], suffixes=("", "_second"))
+    if pairs.empty:
+        return None
+    ours, low, high = results.bootstrap_mean((pairs[quantity] - pairs[f"{quantity}_second"]).to_numpy())
+    return Comparison(quantity, None, ours, low, high, IMAGES, pairs.seed.nunique(), _direction(low, high, None))
 
 
 def _paired(profile: str, pair: pd.Series) -> tuple[float, float, float]:
@@ -128,11 +132,11 @@ def _paired(profile: str, pair: pd.Series) -> tuple[float, float, float]:
 
 
 def _paper(claim: dict[str, Any], attack: str) -> float | None:
-    source = claim.get("paper")
-    if source is None:
+    if "paper" not in claim:
         return None
-    table = _select(results.paper(source["table"]), {"dataset": source["dataset"]})
-    values = [_select(table, claim["shared"] | claim[side] | {"attack": attack}).accuracy for side in ("first", "second")]
+    source = claim["paper"]
+    table = results.select(results.paper(source["table"]), {"dataset": source["dataset"], "attack": attack} | claim["shared"])
+    values = [results.select(table, claim[side]).accuracy for side in ("first", "second")]
     return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
 
 
@@ -147,7 +151,7 @@ def _magnitude(comparisons: Sequence[Comparison]) -> str:
     ours = np.mean([c.ours for c in comparisons])
     known = [c.paper for c in comparisons if c.paper is not None]
     if len(known) < len(comparisons):
-        return f"{ours:+.1f} points on average; the paper gives no numbers"
+        return f"{ours:+.2f} on average; the paper gives no number"
     inside = sum(c.low <= c.paper <= c.high for c in comparisons if c.paper is not None)
     return (
         f"{ours:+.1f} points on average, {np.mean(known):+.1f} in the paper, "

@@ -16,6 +16,7 @@ from rnlib.study.figures import ATTACKS, SERIES, attack_names
 from rnlib.study.runs import Run, read_profile
 
 LOOK = {REPRODUCED: ("tip", "✓"), PARTLY: ("warning", "◐"), NOT: ("danger", "✗"), UNTESTED: ("note", "○")}
+WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 ratio of spreads"}
 SYMBOLS = {"same": "as in the paper", "opposite": "the other way round", "unclear": "unclear"}
 
 
@@ -72,7 +73,7 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     rows = [
         {
             "claim": verdict.claim["id"],
-            "attack": ATTACKS.get(c.attack, c.attack),
+            "what": WHAT.get(c.what, c.what),
             "paper": c.paper,
             "ours": c.ours,
             "95% interval": f"{c.low:+.1f} to {c.high:+.1f}",
@@ -92,50 +93,65 @@ def ledger(profile: str) -> Markdown:
     for claim_id, claim in read_claims().items():
         found = judge(claim_id, profile)
         magnitude = "" if found.direction == UNTESTED else found.magnitude
-        link = f"{{doc}}`{claim['text'].rstrip('.')} <chapters/{claim['page']}>`"
+        link = f"{{doc}}`{claim['text'].rstrip('.')} </chapters/{claim['page']}>`"
         lines.append(f"| {link} | {claim['where']} | {LOOK[found.direction][1]} {found.direction} | {magnitude} |")
     return Markdown("\n".join(lines))
 
 
+def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
+    """Accuracy in percent with its 95% interval, one row an attack, one column a training, norm and statistics mode."""
+    table = results.evaluations(profile)
+    table = table[table.norm.isin(norms)]
+    cells = {}
+    for (training, norm, mode, attack), rows in table.groupby(["training", "norm", "statistics", "attack"], sort=False):
+        mean, low, high = results.summary(rows)
+        label = SERIES[norm, mode][0]
+        cells[training, label, WHAT.get(attack, attack)] = f"{mean:.1f} ({low:.0f}-{high:.0f})"
+    frame = pd.Series(cells, dtype=object).unstack([0, 1]) if cells else pd.DataFrame()
+    return frame.reindex([name for name in WHAT.values() if name in frame.index])
+
+
+def paper_table(number: int) -> pd.DataFrame:
+    """A table of the paper in its own layout, in percent, with the half width of its 95% interval where it gives one."""
+    table = results.paper(number)
+    table["norm"] = [SERIES[pair][0] for pair in zip(table.norm, table.statistics, strict=True)]
+    interval = table.ci95.map(lambda half: "" if pd.isna(half) else f" ± {half:g}")
+    table["text"] = table.accuracy.map("{:.2f}".format) + interval
+    table["attack"] = table.attack.map(WHAT)
+    return table.pivot(index=["architecture", "norm"], columns=["dataset", "training", "attack"], values="text")
+
+
 def accuracy_figure(
-    profile: str, table: int, training: str, attacks: Sequence[str], series: Sequence[tuple[str, str]],
-    architecture: str = "resnet20", paper_dataset: str = "cifar10",
+    profile: str, table: int, trainings: Sequence[str], attacks: Sequence[str], series: Sequence[tuple[str, str]],
+    *, architecture: str = "resnet20", paper_dataset: str = "cifar10", ylim: tuple[float, float] = (0, 100),
 ) -> Figure:  # fmt: skip
-    """Accuracy under each attack, the paper's (open, with its interval) beside ours (filled, 95% interval), one colour a norm."""
-    theirs, ours = results.paper(table), results.evaluations(profile)
-    dataset = read_profile(profile)["defaults"]["dataset"]
-    figure, axis = plt.subplots(figsize=(9, 3.6))
-    step = 0.8 / len(series)
-    for index, (norm, statistics) in enumerate(series):
-        label, colour, _ = SERIES[norm, statistics]
-        for place, attack in enumerate(attacks):
-            x = place + (index - (len(series) - 1) / 2) * step
-            condition = {"architecture": architecture, "norm": norm, "statistics": statistics, "training": training, "attack": attack}
-            for source, where, offset in ((theirs, {"dataset": paper_dataset}, -0.2), (ours, {"dataset": dataset}, 0.2)):
-                chosen = source.loc[(source[list(condition | where)] == pd.Series(condition | where)).all(axis=1)]
-                if chosen.empty:
-                    continue
-                mean = chosen.accuracy.mean()
-                if source is theirs:
-                    half = chosen.ci95.iloc[0]
-                    low, high = (mean - half, mean + half) if pd.notna(half) else (mean, mean)
-                elif len(chosen) > 1:
-                    low, high = results.over_seeds(list(chosen.accuracy))
-                else:
-                    low, high = results.wilson(int(chosen.correct.iloc[0]), int(chosen.n.iloc[0]))
-                axis.errorbar(
-                    x + offset * step, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o" if offset > 0 else "s",
-                    markerfacecolor=colour if offset > 0 else "white", markersize=6,
-                    label=label if place == 0 and offset > 0 else None,
-                )  # fmt: skip
-    axis.set_xticks(range(len(attacks)), attack_names(attacks))
-    axis.set(ylabel="accuracy (%)", ylim=(0, 100), title=f"{training.capitalize()} training")
-    for place in range(len(attacks) - 1):
-        axis.axvline(place + 0.5, color="0.85", linewidth=0.8)
-    axis.grid(axis="x", visible=False)
-    handles, labels = axis.get_legend_handles_labels()
-    handles += [plt.Line2D([], [], color="0.3", marker=m, markerfacecolor=f, linestyle="") for m, f in (("s", "white"), ("o", "0.3"))]
-    figure.legend(handles, [*labels, "open: the paper", "filled: ours"], loc="outside lower center", ncols=3, fontsize="small")
+    """Accuracy under each attack, the paper's (open) beside ours (filled), both with 95% intervals; one panel a training."""
+    condition = {"architecture": architecture}
+    theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
+    ours = results.select(results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]})
+    figure, panels = plt.subplots(1, len(trainings), figsize=(9, 3.8), sharey=True, squeeze=False)
+    for axis, training in zip(panels[0], trainings, strict=True):
+        for index, (norm, mode) in enumerate(series):
+            for place, attack in enumerate(attacks):
+                where = {"norm": norm, "statistics": mode, "training": training, "attack": attack}
+                x = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
+                colour = SERIES[norm, mode][1]
+                for row in results.select(theirs, where).itertuples():
+                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, marker="s", markerfacecolor="white")
+                rows = results.select(ours, where)
+                if len(rows):
+                    mean, low, high = results.summary(rows)
+                    axis.errorbar(x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o")
+        axis.set_xticks(range(len(attacks)), attack_names(attacks))
+        axis.set(xlim=(-0.5, len(attacks) - 0.5), ylim=ylim, title=f"{training.capitalize()} training")
+        for place in range(len(attacks) - 1):
+            axis.axvline(place + 0.5, color="0.8", linewidth=0.8)
+        axis.grid(axis="x", visible=False)
+    panels[0][0].set_ylabel("accuracy (%)")
+    handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
+    handles += [plt.Line2D([], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper")]
+    handles += [plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="filled: ours")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
@@ -144,7 +160,7 @@ def differences(verdict: Verdict) -> str:
     if not verdict.comparisons:
         return "not measured yet"
     return ", ".join(
-        f"{ATTACKS.get(c.attack, c.attack)} {c.ours:+.1f}" + ("" if c.paper is None else f" ({c.paper:+.1f})")
+        f"{WHAT.get(c.what, c.what)} {c.ours:+.1f}" + ("" if c.paper is None else f" ({c.paper:+.1f})")
         for c in verdict.comparisons
     )
 

@@ -1,6 +1,7 @@
 """Results of a profile as tables, with intervals; the paper's numbers in the same form."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rnlib.study import store
-from rnlib.study.runs import ROOT, Run, grid
+from rnlib.study.runs import ROOT, Run, grid, results_folder
 
-CONDITION = ["dataset", "architecture", "norm", "p", "training", "statistics"]
+SETTINGS = ["dataset", "architecture", "norm", "p", "training", "seed"]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
@@ -46,23 +47,56 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], *, se
     return 100 * (gained - lost) / n, float(low), float(high)
 
 
+def summary(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean accuracy of rows that differ in the seed, and its 95% interval: over seeds, or over images if there is one seed."""
+    if len(rows) > 1:
+        return (float(rows.accuracy.mean()), *over_seeds(list(rows.accuracy)))
+    row = rows.iloc[0]
+    return (float(row.accuracy), *wilson(int(row.correct), int(row.n)))
+
+
+def select(table: pd.DataFrame, condition: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose columns have the given values."""
+    for column, value in condition.items():
+        table = table[table[column] == value]
+    return table
+
+
+def bootstrap_mean(values: NDArray[np.floating], *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of values (n,) and its 95% percentile interval from 2,000 bootstrap resamples."""
+    draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def _tables(profile: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
+    """One file of every run of the grid, with the run's settings; only the columns, where there is none."""
+    tables = []
+    for run in grid(profile):
+        if (path := run.directory / file).exists():
+            table = pd.read_csv(path)
+            tables.append(table.assign(run=run.name, **{key: getattr(run, key) for key in SETTINGS}))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", *SETTINGS, *columns])
+
+
 def evaluations(profile: str) -> pd.DataFrame:
-    """All rows of all ``evaluations.csv`` of a profile (no rows, if there are none)."""
-    paths = sorted((ROOT / "results" / profile).glob(f"*/{store.EVALUATIONS}"))
-    tables = [pd.read_csv(path) for path in paths]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", *CONDITION, "seed", "attack"])
+    """Accuracies: ``evaluations.csv`` of all runs of a profile's grid."""
+    return _tables(profile, store.EVALUATIONS, ["statistics", "attack", "accuracy"])
 
 
 def histories(profile: str) -> pd.DataFrame:
-    """All training histories of a profile, one row an epoch, with the run's name."""
-    paths = sorted((ROOT / "results" / profile).glob(f"*/{store.HISTORY}"))
-    tables = [pd.read_csv(path).assign(run=path.parent.name) for path in paths]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", "epoch"])
+    """Training curves: ``history.csv`` of all runs of a profile's grid, one row an epoch."""
+    return _tables(profile, store.HISTORY, ["epoch"])
+
+
+def statistics(profile: str) -> pd.DataFrame:
+    """Probes: ``statistics.csv`` of all runs of a profile's grid, one row a channel and condition."""
+    return _tables(profile, store.STATISTICS, ["condition", "layer", "channel", "shift_abs", "log_ratio_abs"])
 
 
 def outcomes(profile: str, run: str, statistics: str, attack: str) -> NDArray[np.bool_] | None:
     """Whether each test image was classified correctly, (n,), or None where that was not measured."""
-    path = ROOT / "results" / profile / run / store.CORRECT
+    path = results_folder(profile) / run / store.CORRECT
     return store.read_correct(path).get(f"{statistics}/{attack}")
 
 

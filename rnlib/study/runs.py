@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -21,6 +22,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ("quick", "laptop", "paper")
 TRAININGS = ("natural", "adversarial")
 IDENTITY = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
+
+
+def results_folder(profile: str) -> Path:
+    """``results/<profile>`` of the repository, or of the folder that the environment variable RNLIB_RESULTS names."""
+    return Path(os.environ.get("RNLIB_RESULTS", ROOT / "results")) / profile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +71,12 @@ class Run:
     train_images: int | None = None
 
     def __post_init__(self) -> None:
-        if self.training not in TRAININGS:
-            raise ValueError(f"training is {self.training!r}, it must be one of {TRAININGS}")
         if self.dataset not in STATISTICS:
             raise ValueError(f"dataset is {self.dataset!r}, it must be one of {', '.join(STATISTICS)}")
         object.__setattr__(self, "milestones", tuple(self.milestones))
         self.settings()  # these find a wrong value before any work is done
-        self.new_model()
+        with torch.device("meta"):
+            self.new_model()
 
     @property
     def name(self) -> str:
@@ -90,7 +95,7 @@ class Run:
     @property
     def directory(self) -> Path:
         """``results/<profile>/<name>``."""
-        return ROOT / "results" / self.profile / self.name
+        return results_folder(self.profile) / self.name
 
     def settings(self) -> Training:
         """The settings of :func:`rnlib.fit`."""
@@ -131,9 +136,11 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     profile = read_profile(chosen["profile"])
     chosen = {key: value for key, value in chosen.items() if value is not None}
     norm, training = chosen.get("norm", "batch_norm"), chosen.get("training", "natural")
+    if training not in TRAININGS:
+        raise ValueError(f"training is {training!r}, it must be one of {TRAININGS}")
     settings = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
     settings |= {"norm": norm, "training": training, "seed": 0}
-    settings |= profile["defaults"] | profile.get(training, {}) | profile["norms"].get(norm, {}) | chosen
+    settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {}) | chosen
     return settings | {"milestones": tuple(settings["milestones"])}
 
 

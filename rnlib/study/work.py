@@ -28,7 +28,7 @@ def default_device() -> str:
 
 def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
     """What a result can be traced to: settings, data, code and machine."""
-    git = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
     return {
         "config_hash": run.hash,
         "fingerprint": dataset.fingerprint,
