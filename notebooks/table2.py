@@ -109,7 +109,7 @@ pages.accuracies(profile, ["batch_norm", "no_norm"])
 #   tracked row with averages taken over half-made attacks. A low tracked row says as much about that as about tracking as such.
 # * Under batch statistics the images of a batch defend, and attack, together: accuracy there belongs to the batch, not to the image.
 # * Noise is not an attack. That batch statistics help against a shift of the whole input distribution is known from work on corruptions
-#   {cite:p}`schneider2020improving,nado2020evaluating` and needs no adversary to explain it.
+#   {cite:p}`schneider2020,nado2020` and needs no adversary to explain it.
 #
 # ## Run it again
 #

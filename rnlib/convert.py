@@ -64,8 +64,9 @@ def _converted(old: Any, name: str, dimensions: int, options: dict[str, Any]) ->
     for parameter in ("weight", "bias"):
         source, target = getattr(old, parameter), getattr(new, parameter, None)
         if source is not None and target is not None:
-            target.data = source.detach().clone()
-            target.requires_grad_(source.requires_grad)
+            setattr(new, parameter, nn.Parameter(source.detach().clone(), source.requires_grad))
+        elif old.weight is not None and name != "no_norm":  # a native layer with scale and without shift
+            setattr(new, parameter, None)
     running = {key: value for key, value in old.named_buffers() if key.startswith("running_")}
     carried = running.keys() & dict(new.named_buffers()).keys()
     for key in carried:

@@ -1,4 +1,4 @@
-"""Load pages in headless Chromium and report what a reader's browser would complain about or fetch from elsewhere."""
+"""Load pages in headless Chromium and report what it complains about and what it fetches from other sites."""
 
 import json
 import shutil
@@ -16,7 +16,8 @@ from urllib.request import urlopen
 
 import websocket
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
 QUIET = (
     "--headless --disable-gpu --no-sandbox --no-first-run --disable-background-networking --disable-sync "
     "--disable-component-update --disable-quic --disable-dev-shm-usage --remote-debugging-port=0 "

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from rnlib.data import Dataset
 from rnlib.study import claims, pages, results, store, work
 from rnlib.study.parameters import parameters
 from rnlib.study.probe import probe_run
@@ -170,6 +171,20 @@ def test_train_evaluate_probe_write_what_they_should_and_repeat_nothing(one_atta
     assert work.train_run(run) == written
     assert len(work.evaluate_run(run)) == 4
     assert {path: path.stat().st_mtime_ns for path in run.directory.iterdir()} == stamps
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "robust_norm", "no_norm"])
+@pytest.mark.parametrize("training", ["natural", "adversarial"])
+def test_the_paper_profile_passes_the_same_path_with_its_epochs_cut_to_one_batch(norm, training, one_attack, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    fake = Dataset("cifar10", images, torch.arange(16) % 10, tuple("abcdefghij"))
+    monkeypatch.setattr(work, "load", lambda name, split: fake)
+    run = make_run("paper", norm=norm, training=training, epochs=1)
+    assert len(work.train_run(run)) == 1
+    rows = work.evaluate_run(run)
+    assert len(rows) == (2 if norm == "no_norm" else 4)
+    assert {row["n"] for row in rows} == {16}
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_rows(one_attack):

@@ -27,10 +27,15 @@ BUILD = ROOT / "_build"
 VERSIONS = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "snakemake", "jupyter-book")
 
 
+def page(notebook: str) -> str:
+    """Where an executed notebook stands in the book: ``index`` in front, the others under ``chapters/``."""
+    return notebook if notebook == "index" else f"chapters/{notebook}"
+
+
 def chapters() -> list[str]:
-    """Names of the notebooks in the book, in order: the entries ``chapters/<name>`` of ``book/_toc.yml``."""
-    pages = parse_toc_yaml(ROOT / "book" / "_toc.yml")
-    return [page.removeprefix("chapters/") for page in pages if page.startswith("chapters/")]
+    """Names of the notebooks in the book, in order: ``index``, and ``chapters/<name>`` of ``book/_toc.yml``."""
+    entries = parse_toc_yaml(ROOT / "book" / "_toc.yml")
+    return [entry.removeprefix("chapters/") for entry in entries if entry == "index" or entry.startswith("chapters/")]
 
 
 def modules() -> list[str]:
@@ -92,7 +97,7 @@ def status_page(notebooks: dict[str, nbformat.NotebookNode], profile: str) -> st
     for name, notebook in notebooks.items():
         record = notebook.metadata.papermill
         when = record.end_time[:16].replace("T", " ")
-        lines.append(f"| {{doc}}`chapters/{name}` | {when} | {record.duration:.1f} |")
+        lines.append(f"| {{doc}}`{page(name)}` | {when} | {record.duration:.1f} |")
     versions = {"Python": python_version(), "rnlib": rnlib.__version__}
     versions |= {package: version(package) for package in VERSIONS}
     lines += ["", "| Package | Version |", "|---|---|"]
@@ -110,7 +115,7 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
     shutil.copytree(ROOT / "book", source)
     (source / "chapters").mkdir(exist_ok=True)
     for name, notebook in notebooks.items():
-        nbformat.write(notebook, source / "chapters" / f"{name}.ipynb")
+        nbformat.write(notebook, source / f"{page(name)}.ipynb")
     for name in modules():
         (source / "api" / f"{name}.md").write_text(api_page(import_module(name)))
     (source / "status.md").write_text(status_page(notebooks, profile))

@@ -1,0 +1,103 @@
+"""What the narrative pages of the book say in code and in numbers is true."""
+
+import doctest
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+import rnlib
+from rnlib import norms
+from rnlib.data import STATISTICS
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+PAGES = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.md"))
+WIDGET = (BOOK / "_static" / "popoviciu.html").read_text()
+
+
+def blocks(page, kind):
+    """The code blocks of a page in the given language."""
+    return re.findall(rf"^```{kind}\n(.*?)^```", (BOOK / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")])
+def test_the_sessions_of_a_page_print_what_they_show(page):
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, page, page, 0)
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_the_example_of_a_norm_of_ones_own_works_in_both_modes(monkeypatch):
+    monkeypatch.setattr(norms, "NORMS", dict(norms.NORMS))  # the example adds to it
+    (code,) = blocks("run.md", "python")
+    exec(code, page := {})
+    model, x = page["model"], torch.rand(4, 3, 16, 16)
+    model.train()(x).sum().backward()
+    for statistics in norms.STATISTICS_MODES:
+        with torch.no_grad(), rnlib.use_statistics(model.eval(), statistics):
+            assert model(x).isfinite().all()
+
+
+def test_each_equation_of_the_paper_is_there_once_with_its_own_number():
+    text = "".join((BOOK / page).read_text() for page in PAGES)
+    labels = [int(number) for number in re.findall(r"^\(eq-(\d+)\)=$", text, re.MULTILINE)]
+    assert sorted(labels) == list(range(1, 15))
+    for number in labels:
+        following = text.split(f"(eq-{number})=\n")[1]
+        assert re.search(r"\\tag\{(\d+)\}", following)[1] == str(number)
+
+
+def rows(page):
+    """The cells of all table rows of a page, bold removed."""
+    lines = (BOOK / page).read_text().replace("*", "").splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_the_tables_of_units_are_right():
+    std = np.mean(STATISTICS["cifar10"][1])
+    cells = rows("background/units.md")
+    paper = [row[1:] for row in cells if len(row) == 4 and row[1].startswith("0")]
+    usual = [row[::-1] for row in cells if len(row) == 3 and row[0].isdigit()]
+    assert (len(paper), len(usual)) == (9, 5)
+    for normalised, pixel, of_255 in [map(float, row) for row in paper + usual]:
+        assert pixel == pytest.approx(normalised * std, rel=0.06)  # two digits
+        assert of_255 == pytest.approx(255 * normalised * std, rel=0.03)
+
+
+def shapes(n):
+    """The shapes of the interactive figure at width 1, as its script defines them."""
+    i = np.arange(n)
+    u = (i + 0.5) / n
+    return {
+        "two points": np.where(i < n / 2, -1, 1),
+        "uniform": np.sqrt(3) * (2 * i / (n - 1) - 1),
+        "Gaussian": stats.norm.ppf(u),
+        "heavy tail": 0.3 * stats.t(2).ppf(u),
+        "one outlier": np.append(0.3 * stats.norm.ppf((i[:-1] + 0.5) / (n - 1)), 4),
+    }
+
+
+@pytest.mark.parametrize("n", [2, 24, 128])
+def test_popoviciu_holds_for_the_shapes_of_the_figure_and_is_sharp_for_two_points(n):
+    for name, x in shapes(n).items():
+        ratio = 4 * x.var() / np.ptp(x) ** 2
+        assert ratio <= 1 + 1e-12, name
+        assert (ratio > 1 - 1e-12) == (name == "two points" or n == 2), name
+
+
+def test_without_scripts_the_figure_is_a_table_with_the_right_numbers():
+    fallback = re.search(r"<noscript>(.*?)</noscript>", WIDGET, re.DOTALL)[1]
+    found = dict(re.findall(r"<tr><th>([\w ]+)</th>((?:<td>[\d.]+</td>)+)</tr>", fallback))
+    assert set(found) == set(shapes(24))
+    for name, x in shapes(24).items():
+        sigma, span = x.std(), np.ptp(x)
+        expected = [4 * sigma**2, span**2, 4 * sigma**2 / span**2, sigma, span**0.2, sigma / span**0.2]
+        shown = [float(cell) for cell in re.findall(r"[\d.]+", found[name])]
+        assert shown == pytest.approx(expected, abs=0.0051), name
+
+
+def test_the_figure_asks_no_site_for_anything():
+    assert set(re.findall(r"https?://[^\s\"']+", WIDGET)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\b(src|href|import|fetch|XMLHttpRequest)\b\s*[=(]", WIDGET)
