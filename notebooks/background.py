@@ -203,10 +203,9 @@ bands = [f"{low:.2f} to {high:.2f}" for low, high in np.quantile(relative[0], [0
 pages.show(
     figure,
     caption="Denominators against the batch size: median, and the band of 90% of batches. For a single "
-    f"image, relative to 128, the standard deviation is {bands[0]}, the range {bands[1]}, range^0.2 {bands[2]}. "
-    "In small batches RobustNorm's denominator varies least, but it still grows where the standard deviation has "
-    "settled.",
-    alt="Three panels by batch size: std has a wide band and levels off, range rises, its power rises slowly.",
+    f"image, relative to 128, std is {bands[0]}, the range {bands[1]}, range^0.2 {bands[2]}. "
+    "In small batches RobustNorm's denominator varies least, but it still grows where std has settled.",
+    alt="By batch size: std has a wide band and levels off, the range rises, its power rises slowly.",
     notebook="background",
     profile=profile,
 )

@@ -11,8 +11,9 @@
 # %% [markdown]
 # # Evaluate one run
 #
-# A worker of the grid: measures the weights of a trained run in both statistics modes, clean and under every attack of the
-# paper. What is measured already is not repeated; each result is written as soon as it is there.
+# A worker of the grid: measures the weights of a trained run in both statistics modes, clean and under
+# every attack of the paper. What is measured already is not repeated; each result is written as soon as it
+# is there.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
@@ -51,7 +52,10 @@ with live() as progress:
 
     def on_evaluation(evaluation):
         shown.append(evaluation)
-        progress.update({"text/plain": f"{len(shown)} done, the last: {evaluation.statistics} {evaluation.attack}"}, raw=True)
+        progress.update(
+            {"text/plain": f"{len(shown)} done, the last: {evaluation.statistics} {evaluation.attack}"},
+            raw=True,
+        )
 
     rows = evaluate_run(run, device=device, on_evaluation=on_evaluation)
 

@@ -13,19 +13,20 @@
 # # Figure 1: batch statistics against tracked ones
 #
 # :::{admonition} The claim
-# For all channels, mean and variance of a mini-batch at the start of training are very different from the tracked values that
-# inference uses. So a network is trained with one set of statistics and used with another, and this mismatch is the paper's
-# suspect for its vulnerability.
+# For all channels, mean and variance of a mini-batch at the start of training are very different from the
+# tracked values that inference uses. So a network is trained with one set of statistics and used with
+# another, and this mismatch is the paper's suspect for its vulnerability.
 # :::
 #
 # ## The experiment
 #
-# The paper's comparison changes two things at once: the statistics *and* the weights, which at the start are random and at
-# inference are trained. We repeat it (condition *start*) and then hold the weights fixed at the trained ones: batches of 100
-# training images (*train*), test images (*clean*), the same test images with the paper's Gaussian noise (*noise*), and under PGD (*adversarial*), ten
-# batches each. For every channel of every norm layer we measure how far the batch's centre lies from the tracked one, in
-# units of the tracked spread, and the log2 ratio of the spreads ({func}`rnlib.distance`). *clean* is the yardstick: between batches of the
-# very images that inference is meant for there is nothing but sampling.
+# The paper's comparison changes two things at once: the statistics *and* the weights, which at the start
+# are random and at inference are trained. We repeat it (condition *start*) and then hold the weights fixed
+# at the trained ones: batches of 100 training images (*train*), test images (*clean*), the same test images
+# with the paper's Gaussian noise (*noise*), and under PGD (*adversarial*), ten batches each. For every
+# channel of every norm layer we measure how far the batch's centre lies from the tracked one, in units of
+# the tracked spread, and the log2 ratio of the spreads ({func}`rnlib.distance`). *clean* is the yardstick:
+# between batches of the very images that inference is meant for there is nothing but sampling.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -50,7 +51,9 @@ import matplotlib.pyplot as plt
 import seaborn as sns
 
 NAMES = {"shift_abs": "shift of the centre (tracked spreads)", "log_ratio_abs": "log2 ratio of spreads"}
-table = results.select(results.statistics(profile), {"norm": "batch_norm", "training": "natural", "architecture": "resnet20"})
+table = results.select(
+    results.statistics(profile), {"norm": "batch_norm", "training": "natural", "architecture": "resnet20"}
+)
 medians = table.groupby("condition", sort=False)[list(NAMES)].median()
 
 
@@ -58,22 +61,42 @@ def against_clean(condition):
     """A sentence that sets the medians of a condition against those of clean batches."""
     if condition not in medians.index:
         return "Not measured yet."
-    parts = [f"{name} {medians[key][condition]:.2f} against {medians[key]['clean']:.2f}" for key, name in NAMES.items()]
-    return f"Median over {len(table[table.condition == condition])} channels, {condition} against clean: {'; '.join(parts)}."
+    parts = [
+        f"{name} {medians[key][condition]:.2f} against {medians[key]['clean']:.2f}"
+        for key, name in NAMES.items()
+    ]
+    return (
+        f"Median over {len(table[table.condition == condition])} channels, {condition} against clean:"
+        f" {'; '.join(parts)}."
+    )
 
 
 wide = table.pivot(index=["layer", "channel"], columns="condition", values=list(NAMES))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
 for axis, (key, name) in zip(axes, NAMES.items(), strict=True):
     if not table.empty:
-        axis.scatter(wide[key]["clean"], wide[key]["start"], s=8, alpha=0.5, color=sns.color_palette("colorblind")[0])
+        axis.scatter(
+            wide[key]["clean"], wide[key]["start"], s=8, alpha=0.5, color=sns.color_palette("colorblind")[0]
+        )
     axis.plot([0.01, 10], [0.01, 10], color="0.4", linestyle=":", label="equal")
-    axis.set(xscale="log", yscale="log", xlabel="clean batch, trained weights", ylabel="start of training", title=name)
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="clean batch, trained weights",
+        ylabel="start of training",
+        title=name,
+    )
 pages.show(
     figure,
-    caption="Every dot is a channel of a norm layer of ResNet-20 with BatchNorm, naturally trained: distance from the tracked statistics at "
-    f"the start of training against that of clean test batches through the trained weights. {against_clean('start')}",
-    alt="Two scatter plots of per-channel distances, start of training against clean batches, with the diagonal.",
+    caption=(
+        "Every dot is a channel of a norm layer of ResNet-20 with BatchNorm, naturally trained: distance"
+        " from the tracked statistics at the start of training against that of clean test batches through"
+        f" the trained weights. {against_clean('start')}"
+    ),
+    alt=(
+        "Two scatter plots of per-channel distances, start of training against clean batches, with the"
+        " diagonal."
+    ),
     notebook="fig1",
     profile=profile,
 )
@@ -84,13 +107,21 @@ pages.show(
 # %% tags=["hide-input"]
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
 for axis, (key, name) in zip(axes, NAMES.items(), strict=True):
-    sns.boxenplot(table, x="condition", y=key, ax=axis, showfliers=False, color=sns.color_palette("colorblind")[0])
+    sns.boxenplot(
+        table, x="condition", y=key, ax=axis, showfliers=False, color=sns.color_palette("colorblind")[0]
+    )
     axis.set(yscale="log", xlabel="", ylabel=name)
 pages.show(
     figure,
-    caption="Distance of the statistics of a batch from the tracked ones, over all channels (box: middle half, line: median). Only "
-    f"'start' has other weights. {against_clean('adversarial')} {against_clean('noise')}",
-    alt="Distributions over channels of the distance between batch and tracked statistics for five conditions.",
+    caption=(
+        "Distance of the statistics of a batch from the tracked ones, over all channels (box: middle half,"
+        f" line: median). Only 'start' has other weights. {against_clean('adversarial')}"
+        f" {against_clean('noise')}"
+    ),
+    alt=(
+        "Distributions over channels of the distance between batch and tracked statistics for five"
+        " conditions."
+    ),
     notebook="fig1",
     profile=profile,
 )
@@ -101,25 +132,31 @@ pages.verdict("fig1-start", profile)
 # %% [markdown]
 # ## The numbers
 #
-# Median over channels of the absolute shift of the centre and of the absolute log2 ratio of spreads, for every network that was probed:
+# Median over channels of the absolute shift of the centre and of the absolute log2 ratio of spreads, for
+# every network that was probed:
 
 # %% tags=["hide-input"]
 everything = results.statistics(profile)
-everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median().unstack("condition").round(2)
+everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median().unstack(
+    "condition"
+).round(2)
 
 # %% [markdown]
 # ## What it means
 #
-# * That statistics at the start of training differ from the tracked ones says that the network has learned. It is not evidence of a
-#   mismatch at inference, because nobody runs inference with the weights of the start.
-# * The mismatch that inference really meets is *train* or *clean* against tracked: the tracked values are an average over recent batches, and
-#   a batch differs from it by sampling, and by what the weights moved while the average was taken.
-# * An attack can use batch statistics only through the shift that it causes, *adversarial* against *clean*. Where that is small against
-#   sampling noise, replacing one set of statistics by the other cannot undo an attack by moving the activations back.
+# * That statistics at the start of training differ from the tracked ones says that the network has learned.
+#   It is not evidence of a mismatch at inference, because nobody runs inference with the weights of the
+#   start.
+# * The mismatch that inference really meets is *train* or *clean* against tracked: the tracked values are
+#   an average over recent batches, and a batch differs from it by sampling, and by what the weights moved
+#   while the average was taken.
+# * An attack can use batch statistics only through the shift that it causes, *adversarial* against *clean*.
+#   Where that is small against sampling noise, replacing one set of statistics by the other cannot undo an
+#   attack by moving the activations back.
 #
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains, evaluates and probes what is missing, then builds the book
-# papermill notebooks/fig1.ipynb out.ipynb -p profile laptop
+# snakemake -j2 --config profile=laptop           # trains, evaluates and probes what is missing, then
+# builds the book papermill notebooks/fig1.ipynb out.ipynb -p profile laptop
 # ```

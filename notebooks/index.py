@@ -11,13 +11,15 @@
 # %% [markdown]
 # # Is tracking to blame?
 #
-# *A literate, executable test of "Towards an Adversarially Robust Normalization Approach", submitted to ICLR 2020.*
+# *A literate, executable test of "Towards an Adversarially Robust Normalization Approach", submitted to
+# ICLR 2020.*
 #
-# **The paper says** that batch normalisation makes networks vulnerable to adversarial images because inference uses
-# tracked averages instead of the statistics of the batch; that dropping the tracking gains about 20 points of robust
-# accuracy; and that RobustNorm, $(x-\mu)/(\max-\min)^p$, keeps this gain without the loss in clean accuracy.
+# **The paper says** that batch normalisation makes networks vulnerable to adversarial images because
+# inference uses tracked averages instead of the statistics of the batch; that dropping the tracking gains
+# about 20 points of robust accuracy; and that RobustNorm, $(x-\mu)/(\max-\min)^p$, keeps this gain without
+# the loss in clean accuracy.
 #
-# **What we found** is computed below from result files, never typed; a claim that was not tested here says so.
+# **What we found** is computed from result files, never typed; what was not tested says so.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -34,18 +36,38 @@ from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
 style()
-pages.ledger(profile)
+HEART = ["table2-natural-attacks", "table2-adversarial-attacks", "table3-natural", "table3-adversarial"]
+pages.headline(profile, HEART)
+
+# %% [markdown]
+# **How sure?** With one seed the intervals behind these verdicts are over test images: they say how well
+# *these* weights are known, not what other seeds would give. A comparison of one set of weights in two
+# modes suffers least from that. The data is a JPEG copy of CIFAR-10 and training is short, so absolute
+# accuracies are not the paper's; differences are what is tested.
 
 # %% tags=["remove-input"]
-SERIES = [("batch_norm", "tracked"), ("batch_norm", "batch"), ("robust_norm", "tracked"), ("robust_norm", "batch")]
-figure = pages.accuracy_figure(profile, 2, ["natural", "adversarial"], ["clean", "noise", "grad_sign", "pgd_linf"], SERIES)
+SERIES = [
+    ("batch_norm", "tracked"),
+    ("batch_norm", "batch"),
+    ("robust_norm", "tracked"),
+    ("robust_norm", "batch"),
+]
+figure = pages.accuracy_figure(
+    profile, 2, ["natural", "adversarial"], ["clean", "noise", "grad_sign", "pgd_linf"], SERIES
+)
 if teaser is not None:
     figure.savefig(teaser, dpi=130)
 pages.show(
     figure,
-    caption="ResNet-20, each training evaluated with tracked and with batch statistics. BatchNorm, batch minus tracked, natural training, "
-    f"in points, ours and in brackets the paper's: {pages.differences(judge('table2-natural-attacks', profile))}.",
-    alt="Accuracy clean and under three attacks after natural and adversarial training, the paper's numbers beside ours.",
+    caption=(
+        "ResNet-20, each training evaluated with tracked and with batch statistics. BatchNorm, batch minus"
+        " tracked, natural training, in points, ours and in brackets the paper's:"
+        f" {pages.differences(judge('table2-natural-attacks', profile))}."
+    ),
+    alt=(
+        "Accuracy clean and under three attacks after natural and adversarial training, the paper's numbers"
+        " beside ours."
+    ),
     notebook="index",
     profile=profile,
 )
@@ -54,11 +76,13 @@ pages.show(
 pages.setting(profile)
 
 # %% [markdown]
-# **How sure?** Each verdict needs a least amount of evidence, and carries its interval in its chapter. With one seed the intervals are over test
-# images: they say how well *these* weights are known, not what other seeds would give; comparisons of one set of weights in two modes
-# suffer least from that. The data is a JPEG copy of CIFAR-10 and the training short, so absolute accuracies are not the paper's;
-# what is tested are differences.
-#
-# **Where to go.** {doc}`chapters/table2` is the heart of the argument, {doc}`chapters/fig1` looks at the mismatch itself,
-# {doc}`chapters/table3` at RobustNorm. {doc}`background/normalisation` and {doc}`background/attacks` explain the equations. {doc}`run` says
-# how to do all of it again; {doc}`api/index` documents the library.
+# ## Every claim
+
+# %% tags=["remove-input"]
+pages.ledger(profile)
+
+# %% [markdown]
+# **Where to go.** {doc}`chapters/table2` is the heart of the argument, {doc}`chapters/fig1` looks at the
+# mismatch itself, {doc}`chapters/table3` at RobustNorm. {doc}`background/normalisation` and
+# {doc}`background/attacks` explain the equations. {doc}`run` says how to do all of it again;
+# {doc}`api/index` documents the library.

@@ -11,8 +11,9 @@
 # %% [markdown]
 # # Probe the statistics of one run
 #
-# A worker of the grid: compares, channel by channel, what the norm layers of a trained run see in a batch with what they
-# have tracked: at the start of training, and with the trained weights on training, clean, noisy and adversarial images.
+# A worker of the grid: compares, channel by channel, what the norm layers of a trained run see in a batch
+# with what they have tracked: at the start of training, and with the trained weights on training, clean,
+# noisy and adversarial images.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
@@ -48,8 +49,8 @@ table = pd.DataFrame(probe_run(run, device=device))
 # %% [markdown]
 # ## Summary
 #
-# Median over channels of the absolute shift of the centre (in units of the tracked spread) and of the absolute log2 ratio
-# of spreads.
+# Median over channels of the absolute shift of the centre (in units of the tracked spread) and of the
+# absolute log2 ratio of spreads.
 
 # %%
 table.groupby("condition", sort=False)[["shift_abs", "log_ratio_abs"]].median().round(3)

@@ -13,18 +13,20 @@
 # # Table 2: BatchNorm with and without tracking
 #
 # :::{admonition} The claim
-# One ResNet-20 trained with BatchNorm on CIFAR-10 is far more robust when inference normalises with the statistics of the test
-# batch than when it uses the tracked ones; a network without any norm lies between. Adversarial training widens the gap and lifts
-# clean accuracy as well. The paper takes this as the proof that tracking causes the vulnerability of BatchNorm.
+# One ResNet-20 trained with BatchNorm on CIFAR-10 is far more robust when inference normalises with the
+# statistics of the test batch than when it uses the tracked ones; a network without any norm lies between.
+# Adversarial training widens the gap and lifts clean accuracy as well. The paper takes this as the proof
+# that tracking causes the vulnerability of BatchNorm.
 # :::
 #
 # ## The experiment
 #
-# "BatchNorm" and "BatchNorm w/o tracking" train identically: both normalise with the batch. So each network here is trained
-# once, and the *same weights* are evaluated in both modes ({func}`rnlib.use_statistics`), on the same images in the same batches of
-# 100. Every difference between those two rows comes from the statistics alone, and is tested image by image. The attacks are the
-# paper's: 20 steps of eps / 10, eps = 0.03 after normalisation (about 1.5/255 in pixels), attacking the network in the mode in which it
-# is then measured. The last epoch counts, not the best one.
+# "BatchNorm" and "BatchNorm w/o tracking" train identically: both normalise with the batch. So each network
+# here is trained once, and the *same weights* are evaluated in both modes ({func}`rnlib.use_statistics`),
+# on the same images in the same batches of 100. Every difference between those two rows comes from the
+# statistics alone, and is tested image by image. The attacks are the paper's: 20 steps of eps / 10, eps =
+# 0.03 after normalisation (about 1.5/255 in pixels), attacking the network in the mode in which it is then
+# measured. The last epoch counts, not the best one.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -53,15 +55,25 @@ pages.setting(profile)
 natural = judge("table2-natural-attacks", profile)
 pages.show(
     pages.accuracy_figure(profile, 2, ["natural"], ATTACKS, SERIES),
-    caption="Natural training. Batch minus tracked statistics, the same weights, in points, ours and in brackets the paper's: "
-    f"{pages.differences(natural)}.",
-    alt="Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the paper's beside ours.",
+    caption=(
+        "Natural training. Batch minus tracked statistics, the same weights, in points, ours and in brackets"
+        f" the paper's: {pages.differences(natural)}."
+    ),
+    alt=(
+        "Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the"
+        " paper's beside ours."
+    ),
     notebook="table2",
     profile=profile,
 )
 
 # %% tags=["hide-input"]
-for claim in ("table2-natural-attacks", "table2-natural-clean", "table2-natural-clean-no-norm", "table2-no-norm-natural"):
+for claim in (
+    "table2-natural-attacks",
+    "table2-natural-clean",
+    "table2-natural-clean-no-norm",
+    "table2-no-norm-natural",
+):
     display(pages.verdict(claim, profile))
 
 # %% [markdown]
@@ -71,9 +83,14 @@ for claim in ("table2-natural-attacks", "table2-natural-clean", "table2-natural-
 adversarial = judge("table2-adversarial-attacks", profile)
 pages.show(
     pages.accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
-    caption="Adversarial training. Batch minus tracked statistics, the same weights, in points, ours and in brackets the paper's: "
-    f"{pages.differences(adversarial)}.",
-    alt="Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the paper's beside ours.",
+    caption=(
+        "Adversarial training. Batch minus tracked statistics, the same weights, in points, ours and in"
+        f" brackets the paper's: {pages.differences(adversarial)}."
+    ),
+    alt=(
+        "Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the"
+        " paper's beside ours."
+    ),
     notebook="table2",
     profile=profile,
 )
@@ -85,16 +102,24 @@ for claim in ("table2-adversarial-attacks", "table2-no-norm-adversarial"):
 # %% [markdown]
 # ## The numbers
 #
-# Differences in percentage points, first condition minus second. With one seed the interval is over images (paired bootstrap) and says
-# nothing of other seeds; with more it is a t interval over seeds, as in the paper.
+# Differences in percentage points, first condition minus second. With one seed the interval is over images
+# (paired bootstrap) and says nothing of other seeds; with more it is a t interval over seeds, as in the
+# paper.
 
 # %% tags=["hide-input"]
-claims = ["table2-natural-attacks", "table2-natural-clean", "table2-natural-clean-no-norm", "table2-no-norm-natural",
-          "table2-adversarial-attacks", "table2-no-norm-adversarial"]
+claims = [
+    "table2-natural-attacks",
+    "table2-natural-clean",
+    "table2-natural-clean-no-norm",
+    "table2-no-norm-natural",
+    "table2-adversarial-attacks",
+    "table2-no-norm-adversarial",
+]
 pages.comparisons([judge(claim, profile) for claim in claims])
 
 # %% [markdown]
-# Every attack of the suite, also those that the paper's Table 2 leaves out (Grad, PGD-l2, Carlini-Wagner, PGD at eps in pixels):
+# Every attack of the suite, also those that the paper's Table 2 leaves out (Grad, PGD-l2, Carlini-Wagner,
+# PGD at eps in pixels):
 
 # %% tags=["hide-input"]
 pages.accuracies(profile, ["batch_norm", "no_norm"])
@@ -102,14 +127,17 @@ pages.accuracies(profile, ["batch_norm", "no_norm"])
 # %% [markdown]
 # ## What it means
 #
-# * The comparison that carries the paper's argument is the one on the same weights: it alone holds everything but the statistics fixed.
-#   The row without norm differs in weights, and in what its learning rate had to be.
-# * In adversarial training the released code crafts its images in training mode, with batch statistics, and every forward pass of
-#   the attack enters the running averages. The network is thus trained against attacks on its batch statistics, and evaluated by the
-#   tracked row with averages taken over half-made attacks. A low tracked row says as much about that as about tracking as such.
-# * Under batch statistics the images of a batch defend, and attack, together: accuracy there belongs to the batch, not to the image.
-# * Noise is not an attack. That batch statistics help against a shift of the whole input distribution is known from work on corruptions
-#   {cite:p}`schneider2020,nado2020` and needs no adversary to explain it.
+# * The comparison that carries the paper's argument is the one on the same weights: it alone holds
+#   everything but the statistics fixed. The row without norm differs in weights, and in what its learning
+#   rate had to be.
+# * In adversarial training the released code crafts its images in training mode, with batch statistics, and
+#   every forward pass of the attack enters the running averages. The network is thus trained against
+#   attacks on its batch statistics, and evaluated by the tracked row with averages taken over half-made
+#   attacks. A low tracked row says as much about that as about tracking as such.
+# * Under batch statistics the images of a batch defend, and attack, together: accuracy there belongs to the
+#   batch, not to the image.
+# * Noise is not an attack. That batch statistics help against a shift of the whole input distribution is
+#   known from work on corruptions {cite:p}`schneider2020,nado2020` and needs no adversary to explain it.
 #
 # ## Run it again
 #

@@ -13,16 +13,18 @@
 # # Table 3: clean accuracy of RobustNorm
 #
 # :::{admonition} The claim
-# Taking the statistics of the batch costs BatchNorm clean accuracy; RobustNorm loses much less of it, after natural and after
-# adversarial training. With tracking, RobustNorm is as accurate as BatchNorm, and better after adversarial training.
+# Taking the statistics of the batch costs BatchNorm clean accuracy; RobustNorm loses much less of it, after
+# natural and after adversarial training. With tracking, RobustNorm is as accurate as BatchNorm, and better
+# after adversarial training.
 # :::
 #
 # ## The experiment
 #
-# ResNet-20 with BatchNorm and with RobustNorm at p = 0.2 ({class}`rnlib.RobustNorm`), trained with equal budgets. As in
-# Table 2, one training gives two rows: the same weights with tracked and with batch statistics. BatchNorm and RobustNorm are different
-# trainings, so that their difference also holds the chance of two runs; that is what seeds are for. The paper's CIFAR-100 columns
-# are shown with its numbers and untested here.
+# ResNet-20 with BatchNorm and with RobustNorm at p = 0.2 ({class}`rnlib.RobustNorm`), trained with equal
+# budgets. As in Table 2, one training gives two rows: the same weights with tracked and with batch
+# statistics. BatchNorm and RobustNorm are different trainings, so that their difference also holds the
+# chance of two runs; that is what seeds are for. The paper's CIFAR-100 columns are shown with its numbers
+# and untested here.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -40,7 +42,12 @@ from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
 style()
-SERIES = [("batch_norm", "tracked"), ("batch_norm", "batch"), ("robust_norm", "tracked"), ("robust_norm", "batch")]
+SERIES = [
+    ("batch_norm", "tracked"),
+    ("batch_norm", "batch"),
+    ("robust_norm", "tracked"),
+    ("robust_norm", "batch"),
+]
 CLAIMS = ["table3-natural", "table3-adversarial", "table3-tracking-natural", "table3-tracking-adversarial"]
 pages.setting(profile)
 
@@ -50,10 +57,17 @@ pages.setting(profile)
 # %% tags=["hide-input"]
 pages.show(
     pages.accuracy_figure(profile, 3, ["natural", "adversarial"], ["clean"], SERIES, ylim=(50, 100)),
-    caption="Clean accuracy. RobustNorm minus BatchNorm in points, ours and in brackets the paper's: batch statistics, natural "
-    f"{pages.differences(judge(CLAIMS[0], profile))}; adversarial {pages.differences(judge(CLAIMS[1], profile))}; tracked "
-    f"statistics, natural {pages.differences(judge(CLAIMS[2], profile))}; adversarial {pages.differences(judge(CLAIMS[3], profile))}.",
-    alt="Clean accuracy of BatchNorm and RobustNorm with tracked and with batch statistics after natural and adversarial training.",
+    caption=(
+        "Clean accuracy. RobustNorm minus BatchNorm in points, ours and in brackets the paper's: batch"
+        f" statistics, natural {pages.differences(judge(CLAIMS[0], profile))}; adversarial"
+        f" {pages.differences(judge(CLAIMS[1], profile))}; tracked statistics, natural"
+        f" {pages.differences(judge(CLAIMS[2], profile))}; adversarial"
+        f" {pages.differences(judge(CLAIMS[3], profile))}."
+    ),
+    alt=(
+        "Clean accuracy of BatchNorm and RobustNorm with tracked and with batch statistics after natural and"
+        " adversarial training."
+    ),
     notebook="table3",
     profile=profile,
 )
@@ -79,9 +93,10 @@ pages.paper_table(3)
 # %% [markdown]
 # ## What it means
 #
-# * A norm whose denominator changes little from batch to batch loses little when it takes the batch's own. At p = 0.2 the range enters
-#   by its fifth root: a batch whose range is 10% too wide changes the scale by 2%, where BatchNorm's standard deviation enters in full. The
-#   smaller gap between RobustNorm's two rows is then a property of the power, before it is one of the range.
+# * A norm whose denominator changes little from batch to batch loses little when it takes the batch's own.
+#   At p = 0.2 the range enters by its fifth root: a batch whose range is 10% too wide changes the scale by
+#   2%, where BatchNorm's standard deviation enters in full. The smaller gap between RobustNorm's two rows
+#   is then a property of the power, before it is one of the range.
 # * The rows of adversarial training rest on how the images were crafted, see {doc}`/chapters/table2`.
 # * Robust accuracy of the same networks under all attacks:
 

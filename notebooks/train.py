@@ -11,9 +11,10 @@
 # %% [markdown]
 # # Train one run
 #
-# A worker of the grid: `papermill notebooks/train.ipynb out.ipynb -p norm robust_norm -p training adversarial`.
-# Settings that are not given are those of the profile (`profiles/<profile>.yml`); all of them are fields of
-# `rnlib.study.runs.Run`. A run that is there is not repeated, one that was cut short goes on after its last epoch.
+# A worker of the grid: `papermill notebooks/train.ipynb out.ipynb -p norm robust_norm -p training
+# adversarial`. Settings that are not given are those of the profile (`profiles/<profile>.yml`); all of them
+# are fields of `rnlib.study.runs.Run`. A run that is there is not repeated, one that was cut short goes on
+# after its last epoch.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
@@ -58,7 +59,9 @@ with live() as progress:
         done += 1
         if done % 10 == 0:
             rate = (perf_counter() - start) / done
-            progress.update({"text/plain": f"step {done} of at most {steps * run.epochs}, {rate:.2f} s each"}, raw=True)
+            progress.update(
+                {"text/plain": f"step {done} of at most {steps * run.epochs}, {rate:.2f} s each"}, raw=True
+            )
 
     def on_epoch(history):
         figure = history_figure(history, run.name)
@@ -75,5 +78,8 @@ on_epoch(history)
 # %%
 import pandas as pd
 
-print(f"{run.name}: {len(history)} epochs in {sum(record['seconds'] for record in history):.0f} s, weights in {run.directory.name}/")
+print(
+    f"{run.name}: {len(history)} epochs in {sum(record['seconds'] for record in history):.0f} s, weights in"
+    f" {run.directory.name}/"
+)
 pd.DataFrame(history).set_index("epoch").round(3)

@@ -1,6 +1,19 @@
-"""Norm layers, models, attacks and probes for testing "Towards an Adversarially Robust Normalization Approach"."""
+"""Norm layers, models, attacks and probes for testing "Towards an Adversarially Robust Normalization
+Approach".
+"""
 
-from rnlib.attacks import BIM, PGD, PGDL2, CarliniWagner, GaussianNoise, Grad, GradSign, paper_eps, paper_suite, success
+from rnlib.attacks import (
+    BIM,
+    PGD,
+    PGDL2,
+    CarliniWagner,
+    GaussianNoise,
+    Grad,
+    GradSign,
+    paper_eps,
+    paper_suite,
+    success,
+)
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
@@ -12,4 +25,42 @@ from rnlib.train import Training, TrainingDiverged, fit
 
 __version__ = "0.1.0"
 
-__all__ = [name for name in dir() if not name.startswith("_")]
+__all__ = [
+    "BIM",
+    "PGD",
+    "PGDL2",
+    "BatchNorm",
+    "CarliniWagner",
+    "Dataset",
+    "Evaluation",
+    "GaussianNoise",
+    "Grad",
+    "GradSign",
+    "MeanRangeNorm",
+    "MinMaxNorm",
+    "NoNorm",
+    "Norm",
+    "Normalize",
+    "RobustNorm",
+    "Training",
+    "TrainingDiverged",
+    "batch_statistics",
+    "convert_norms",
+    "distance",
+    "evaluate",
+    "fit",
+    "load",
+    "make_norm",
+    "measure",
+    "paper_eps",
+    "paper_suite",
+    "recalibrate",
+    "resnet",
+    "resnet_released50",
+    "statistics_modes",
+    "success",
+    "track",
+    "tracked_statistics",
+    "use_statistics",
+    "vgg",
+]

@@ -133,7 +133,8 @@ class RobustNorm(Norm):
 
     Args:
         p: power of the range, 0.2 in the paper, in [0, 1].
-        num_features, eps, momentum, affine: see :class:`Norm`; eps is added to the range, inside the power.
+        eps: added to the range, inside the power.
+        num_features, momentum, affine: see :class:`Norm`.
     """
 
     names = ("mean", "range")

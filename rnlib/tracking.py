@@ -42,8 +42,8 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
     Args:
         model: left in the mode it was in.
         x: images (N, C, H, W) in [0, 1].
-        statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper layers see what they
-            see there), ``"tracked"`` as at the paper's inference.
+        statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper
+            layers see what they see there), ``"tracked"`` as at the paper's inference.
 
     Returns:
         For every layer what it would have tracked; a layer used several times reports its last use.
@@ -68,15 +68,18 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
 
 
 def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far two sets of statistics lie apart, per channel, in units that do not depend on the scale of a layer.
+    """How far two sets of statistics lie apart, per channel, in units that do not depend on the scale of a
+    layer.
 
     Args:
         model: the network that both belong to.
         first, second: the second is the reference.
 
     Returns:
-        By layer: the shift of the centre in units of the reference's standard deviation (of its range for layers that track
-        a range), and the ratio of the spreads, as log2 of the ratio of standard deviations (of ranges); both (C,).
+        By layer: the shift of the centre in units of the reference's standard deviation (of its range
+            for layers that track
+        a range), and the ratio of the spreads, as log2 of the ratio of standard deviations (of ranges);
+        both (C,).
     """
     layers, result = norm_layers(model), {}
     for name in second:
@@ -84,15 +87,20 @@ def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[st
         if isinstance(layers[name], BatchNorm):
             spread, scale = spread.sqrt(), scale.sqrt()
         tiny = torch.finfo(scale.dtype).tiny
-        result[name] = ((centre - reference) / scale.clamp_min(tiny), torch.log2(spread.clamp_min(tiny) / scale.clamp_min(tiny)))
+        result[name] = (
+            (centre - reference) / scale.clamp_min(tiny),
+            torch.log2(spread.clamp_min(tiny) / scale.clamp_min(tiny)),
+        )
     return result
 
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
-    """Replace the running statistics by the plain average of the batch statistics over given batches (PreciseBN).
+    """Replace the running statistics by the plain average of the batch statistics over given batches
+    (PreciseBN).
 
-    Everything but the norms stays in evaluation mode, weights do not change. What the images are decides what inference
+    Everything but the norms stays in evaluation mode, weights do not change. What the images are decides
+    what inference
     is tuned to: clean images repair an average taken over adversarial ones.
 
     Args:

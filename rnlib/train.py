@@ -49,7 +49,8 @@ class Training:
         epochs: passes over the training set.
         batch_size: images a step.
         lr: learning rate; the peak of ``"one_cycle"``.
-        momentum, weight_decay: of SGD.
+        momentum: of SGD.
+        weight_decay: of SGD.
         schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises
             linearly for a fifth of the steps and falls to 0 (for short budgets).
         milestones: epochs, for ``"step"``.
@@ -223,7 +224,7 @@ def _resume(
 ) -> History:  # fmt: skip
     state = torch.load(path, map_location=device, weights_only=True)
     for key, value in identity.items():
-        for there, here in zip_longest(state.get(key, value).splitlines(), value.splitlines()):
+        for there, here in zip_longest(state[key].splitlines(), value.splitlines()):
             if there != here:
                 fix = f"remove it, or name another checkpoint. There {there!r}, here {here!r}"
                 raise ValueError(f"{path} was written with other {key}: {fix}")

@@ -1,4 +1,6 @@
-"""Every notebook through papermill: the workers one after another on the embedded sample, the chapters on what they left."""
+"""Every notebook through papermill: the workers one after another on the embedded sample, the chapters on
+what they left.
+"""
 
 import ast
 import os
@@ -19,7 +21,12 @@ TINY = {"architecture": "resnet8", "width": 2, "train_images": 128, "validation_
 def papermill(name, out, results, **parameters):
     """Run a notebook in a process of its own; returns the finished process."""
     options = [str(part) for key, value in parameters.items() for part in ("-p", key, value)]
-    command = [str(Path(sys.executable).with_name("papermill")), "--no-progress-bar", str(ROOT / "notebooks" / f"{name}.ipynb"), str(out)]
+    command = [
+        str(Path(sys.executable).with_name("papermill")),
+        "--no-progress-bar",
+        str(ROOT / "notebooks" / f"{name}.ipynb"),
+        str(out),
+    ]
     env = os.environ | {"RNLIB_RESULTS": str(results), "OMP_NUM_THREADS": "1"}
     return subprocess.run([*command, *options], env=env, capture_output=True, text=True, cwd=out.parent)
 
@@ -31,16 +38,17 @@ def outputs(path):
 def test_the_workers_train_evaluate_and_probe_a_run(tmp_path):
     results = tmp_path / "results"
     for name in WORKERS:
-        done = papermill(name, tmp_path / f"{name}.ipynb", results, **TINY, norm="robust_norm", training="adversarial")
+        done = papermill(
+            name, tmp_path / f"{name}.ipynb", results, **TINY, norm="robust_norm", training="adversarial"
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         shown = outputs(tmp_path / f"{name}.ipynb")
         text = str(shown)
         assert "step 1" not in text  # what showed the progress is gone
         assert "stderr" not in {output.get("name") for output in shown}, text[-2000:]
     (folder,) = (results / "quick").iterdir()
-    assert {path.name for path in folder.iterdir()} == {
-        "config.json", "history.csv", "weights.safetensors", "evaluations.csv", "correct.npz", "statistics.csv",
-    }  # fmt: skip
+    made = "config.json history.csv weights.safetensors evaluations.csv correct.npz statistics.csv"
+    assert {path.name for path in folder.iterdir()} == set(made.split())
     assert any("image/png" in output.get("data", {}) for output in outputs(tmp_path / "train.ipynb"))
 
 
@@ -64,9 +72,9 @@ def test_a_notebook_is_paired_clean_and_takes_a_profile(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
     script = jupytext.read(ROOT / "notebooks" / f"{name}.py")
-    assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells], (
-        f"run: jupytext --to ipynb notebooks/{name}.py"
-    )
+    assert [(c.cell_type, c.source) for c in script.cells] == [
+        (c.cell_type, c.source) for c in notebook.cells
+    ], f"run: jupytext --to ipynb notebooks/{name}.py"
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     names = [target.id for node in ast.parse(cell.source).body for target in node.targets]
     assert "profile" in names

@@ -50,13 +50,23 @@ def test_every_run_of_a_grid_can_be_built_and_has_a_folder_of_its_own(profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_budgets_are_equal_across_norms(profile):
     for training in ("natural", "adversarial"):
-        budgets = {(run.epochs, run.batch_size, run.attack_steps, run.schedule) for run in grid(profile) if run.training == training}
+        budgets = {
+            (run.epochs, run.batch_size, run.attack_steps, run.schedule)
+            for run in grid(profile)
+            if run.training == training
+        }
         assert len(budgets) == 1
 
 
 def test_the_paper_profile_has_the_papers_settings():
     run = make_run("paper", training="adversarial")
-    assert (run.dataset, run.architecture, run.epochs, run.lr, run.milestones) == ("cifar10", "resnet20", 164, 0.1, (120,))
+    assert (run.dataset, run.architecture, run.epochs, run.lr, run.milestones) == (
+        "cifar10",
+        "resnet20",
+        164,
+        0.1,
+        (120,),
+    )
     attack = run.settings().attack
     assert attack.steps == 10
     # released code: eps 0.03 after division by std (0.2023, 0.1994, 0.2010), steps of eps / 4
@@ -92,7 +102,7 @@ def test_wrong_settings_are_refused_before_any_work(chosen, message):
 
 
 def test_an_unknown_profile_is_refused():
-    with pytest.raises(ValueError, match="quick.*laptop.*paper"):
+    with pytest.raises(ValueError, match=r"quick.*laptop.*paper"):
         make_run("huge")
 
 
@@ -110,7 +120,7 @@ def test_the_weights_of_a_run_come_from_its_seed_alone():
 
 def test_parameters_refuses_an_unknown_name_and_lists_the_known_ones():
     namespace = {"In": [], "Out": {}, "_": 1, "__name__": "x", "pd": pd, "nrom": "x", "norm": None}
-    with pytest.raises(ValueError, match="nrom.*norm, seed"):
+    with pytest.raises(ValueError, match=r"nrom.*norm, seed"):
         parameters(namespace, ["seed", "norm"])
     del namespace["nrom"]
     assert parameters(namespace, ["seed", "norm"]) == {"norm": None}
@@ -119,7 +129,11 @@ def test_parameters_refuses_an_unknown_name_and_lists_the_known_ones():
 # -- the store
 
 
-@given(st.dictionaries(st.sampled_from(["tracked/clean", "batch/noise", "none/grad"]), st.lists(st.booleans(), max_size=30)))
+@given(
+    st.dictionaries(
+        st.sampled_from(["tracked/clean", "batch/noise", "none/grad"]), st.lists(st.booleans(), max_size=30)
+    )
+)
 def test_outcomes_survive_packing(tmp_path_factory, correct):
     path = tmp_path_factory.mktemp("store") / "correct.npz"
     store.write_correct(path, {key: np.array(value, bool) for key, value in correct.items()})
@@ -147,7 +161,7 @@ def test_a_file_is_never_half_written(tmp_path):
 
 def test_train_evaluate_probe_write_what_they_should_and_repeat_nothing(one_attack):
     run = make_run("quick", **TINY)
-    with pytest.raises(FileNotFoundError, match="papermill notebooks/train.ipynb"):
+    with pytest.raises(FileNotFoundError, match=r"papermill notebooks/train.ipynb"):
         work.evaluate_run(run)
     history = work.train_run(run)
     config = json.loads((run.directory / store.CONFIG).read_text())
@@ -175,7 +189,9 @@ def test_train_evaluate_probe_write_what_they_should_and_repeat_nothing(one_atta
 
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm", "no_norm"])
 @pytest.mark.parametrize("training", ["natural", "adversarial"])
-def test_the_paper_profile_passes_the_same_path_with_its_epochs_cut_to_one_batch(norm, training, one_attack, monkeypatch):
+def test_the_paper_profile_passes_the_same_path_with_its_epochs_cut_to_one_batch(
+    norm, training, one_attack, monkeypatch
+):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8, generator=generator)
     fake = Dataset("cifar10", images, torch.arange(16) % 10, tuple("abcdefghij"))
@@ -209,7 +225,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(one_attack):
 def test_a_folder_with_other_settings_is_refused():
     run = make_run("quick", **TINY)
     store.write_json(run.directory / store.CONFIG, {"settings": asdict(run) | {"lr": 0.5}})
-    with pytest.raises(ValueError, match="other settings.*lr"):
+    with pytest.raises(ValueError, match=r"other settings.*lr"):
         work.train_run(run)
 
 
@@ -225,7 +241,9 @@ def test_probe_of_a_trained_run():
     work.train_run(run)
     table = pd.DataFrame(probe_run(run))
     channels = sum(len(first) for first, _ in tracked_statistics(work.trained_model(run)).values())
-    assert table.condition.value_counts().to_dict() == dict.fromkeys(["start", "train", "clean", "noise", "adversarial"], channels)
+    assert table.condition.value_counts().to_dict() == dict.fromkeys(
+        ["start", "train", "clean", "noise", "adversarial"], channels
+    )
     assert (table["shift_abs"] + 1e-4 >= table["shift"].abs()).all()
     assert np.isfinite(table.select_dtypes("number")).all().all()
     assert probe_run(run) == store.read_rows(run.directory / store.STATISTICS)
@@ -261,7 +279,9 @@ def test_paired_difference_of_the_same_outcomes_is_certain_and_other_images_are_
 
 
 def fake_results(profile, accuracy, *, n=1000):
-    """Evaluations of the profile's grid in which each condition has the accuracy that ``accuracy(row)`` says."""
+    """Evaluations of the profile's grid in which each condition has the accuracy that ``accuracy(row)``
+    says.
+    """
     for run in grid(profile):
         rows, correct = [], {}
         for mode in ("none",) if run.norm == "no_norm" else ("tracked", "batch"):
@@ -270,15 +290,27 @@ def fake_results(profile, accuracy, *, n=1000):
                 outcome = np.arange(n) < round(n * value / 100)
                 correct[f"{mode}/{attack}"] = outcome
                 keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed", "epochs")
-                row = {"run": run.name, **{key: getattr(run, key) for key in keys}, "statistics": mode, "attack": attack}
-                row |= {"n": n, "correct": int(outcome.sum()), "accuracy": 100 * outcome.mean(), "batch_size": 100}
+                row = {
+                    "run": run.name,
+                    **{key: getattr(run, key) for key in keys},
+                    "statistics": mode,
+                    "attack": attack,
+                }
+                row |= {
+                    "n": n,
+                    "correct": int(outcome.sum()),
+                    "accuracy": 100 * outcome.mean(),
+                    "batch_size": 100,
+                }
                 rows.append(row | {"fingerprint": "f", "revision": "r", "device": "d"})
         store.write_rows(run.directory / store.EVALUATIONS, rows)
         store.write_correct(run.directory / store.CORRECT, correct)
 
 
 def as_in_the_paper(run, mode, attack):
-    table = results.select(results.paper(2), {"training": run.training, "attack": attack, "norm": run.norm, "statistics": mode})
+    table = results.select(
+        results.paper(2), {"training": run.training, "attack": attack, "norm": run.norm, "statistics": mode}
+    )
     return float(table.accuracy.iloc[0]) if len(table) else 60.0
 
 
@@ -296,7 +328,9 @@ def test_a_perturbed_result_changes_the_verdict():
     claim = "table2-natural-attacks"
 
     def perturbed(attacks):
-        return lambda run, mode, attack: 20.0 if mode == "batch" and attack in attacks else as_in_the_paper(run, mode, attack)
+        return lambda run, mode, attack: (
+            20.0 if mode == "batch" and attack in attacks else as_in_the_paper(run, mode, attack)
+        )
 
     fake_results("laptop", perturbed([]))
     assert claims.judge(claim, "laptop").direction == claims.REPRODUCED
@@ -335,7 +369,13 @@ def test_claims_on_statistics_compare_channels():
     run = next(run for run in grid("laptop") if run.norm == "batch_norm" and run.training == "natural")
     rng = np.random.default_rng(0)
     rows = [
-        {"condition": condition, "layer": "1", "channel": channel, "shift_abs": size * rng.random(), "log_ratio_abs": size * rng.random()}
+        {
+            "condition": condition,
+            "layer": "1",
+            "channel": channel,
+            "shift_abs": size * rng.random(),
+            "log_ratio_abs": size * rng.random(),
+        }
         for condition, size in (("start", 3.0), ("clean", 1.0))
         for channel in range(200)
     ]
@@ -378,4 +418,7 @@ def test_command_of_a_run_makes_that_run():
     run = make_run("laptop", norm="robust_norm", p=0.4, training="adversarial", seed=3)
     words = pages.command(run).split()
     chosen = dict(zip(words[words.index("-p") + 1 :: 3], words[words.index("-p") + 2 :: 3], strict=True))
-    assert make_run(chosen.pop("profile"), **chosen | {"seed": int(chosen["seed"]), "p": float(chosen["p"])}) == run
+    assert (
+        make_run(chosen.pop("profile"), **chosen | {"seed": int(chosen["seed"]), "p": float(chosen["p"])})
+        == run
+    )

@@ -131,8 +131,9 @@ def test_frozen_parameters_stay_frozen():
 @pytest.mark.parametrize("build", [resnet, vgg])
 def test_the_global_random_state_neither_matters_nor_changes(build):
     model, other = network(build=build), network(build=build)
+    torch.manual_seed(1)
     fit(model, dataset(), settings(epochs=1, attack=PGD2))
-    torch.manual_seed(123)
+    torch.manual_seed(2)
     before = torch.random.get_rng_state()
     fit(other, dataset(), settings(epochs=1, attack=PGD2))
     assert torch.equal(torch.random.get_rng_state(), before)

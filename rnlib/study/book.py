@@ -33,9 +33,9 @@ def page(notebook: str) -> str:
 
 
 def chapters() -> list[str]:
-    """Names of the notebooks in the book, in order: ``index``, and ``chapters/<name>`` of ``book/_toc.yml``."""
+    """Names of the notebooks in the book, in order: ``index``, ``chapters/<name>`` of ``book/_toc.yml``."""
     entries = parse_toc_yaml(ROOT / "book" / "_toc.yml")
-    return [entry.removeprefix("chapters/") for entry in entries if entry == "index" or entry.startswith("chapters/")]
+    return [name for entry in entries if page(name := entry.removeprefix("chapters/")) == entry]
 
 
 def modules() -> list[str]:

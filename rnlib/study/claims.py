@@ -1,7 +1,7 @@
 """The claims of the paper and what our results say of them.
 
-``book/claims.yml`` holds each claim as a comparison: two conditions, what they share, and which of them the paper finds
-ahead. A verdict is computed from the result files, never written by hand; pages show it through
+``book/claims.yml`` holds each claim as a comparison: two conditions, what they share, and which of them the
+paper finds ahead. A verdict is computed from the result files, never written by hand; pages show it through
 :func:`rnlib.study.pages.verdict`.
 """
 
@@ -26,10 +26,11 @@ class Comparison:
     """One condition against another, first minus second.
 
     Attributes:
-        what: name of the attack, the difference being in percentage points; or of a column of ``statistics.csv``.
+        what: name of the attack, the difference being in percentage points; or of a column of
+            ``statistics.csv``.
         paper: the paper's difference, None where it gives no number.
-        ours, low, high: our difference with its 95% interval: paired over images for one seed, t over seeds for more (for
-            statistics: bootstrap over channels).
+        ours, low, high: our difference with its 95% interval: over images (paired) for one seed, t over seeds
+            for more, over channels for statistics (both bootstrap).
         images, seeds: what the interval is over.
         direction: same, opposite or unclear: where the interval lies.
     """
@@ -97,10 +98,14 @@ def judge(claim_id: str, profile: str) -> Verdict:
 def _compare(claim: dict[str, Any], profile: str) -> list[Comparison]:
     compare = _compare_statistics if "conditions" in claim else _compare_accuracy
     sample = {"dataset": claim["evidence"]["dataset"]} | claim["shared"]
-    return [found for what in claim["attacks"] if (found := compare(claim, profile, sample, what)) is not None]
+    return [
+        found for what in claim["attacks"] if (found := compare(claim, profile, sample, what)) is not None
+    ]
 
 
-def _compare_accuracy(claim: dict[str, Any], profile: str, sample: dict[str, Any], attack: str) -> Comparison | None:
+def _compare_accuracy(
+    claim: dict[str, Any], profile: str, sample: dict[str, Any], attack: str
+) -> Comparison | None:
     table = results.select(results.evaluations(profile), sample | {"attack": attack})
     first, second = (results.select(table, claim[side]) for side in ("first", "second"))
     pairs = first.merge(second, on="seed", suffixes=("", "_second"))
@@ -112,22 +117,30 @@ def _compare_accuracy(claim: dict[str, Any], profile: str, sample: dict[str, Any
         values = [difference for difference, _, _ in differences]
         ours, (low, high) = float(np.mean(values)), results.over_seeds(values)
     direction = _direction(low, high, claim.get("margin"))
-    return Comparison(attack, _paper(claim, attack), ours, low, high, int(pairs.n.min()), len(pairs), direction)
+    return Comparison(
+        attack, _paper(claim, attack), ours, low, high, int(pairs.n.min()), len(pairs), direction
+    )
 
 
-def _compare_statistics(claim: dict[str, Any], profile: str, sample: dict[str, Any], quantity: str) -> Comparison | None:
+def _compare_statistics(
+    claim: dict[str, Any], profile: str, sample: dict[str, Any], quantity: str
+) -> Comparison | None:
     table = results.select(results.statistics(profile), sample)
     first, second = (results.select(table, {"condition": condition}) for condition in claim["conditions"])
     pairs = first.merge(second, on=["seed", "layer", "channel"], suffixes=("", "_second"))
     if pairs.empty:
         return None
     ours, low, high = results.bootstrap_mean((pairs[quantity] - pairs[f"{quantity}_second"]).to_numpy())
-    return Comparison(quantity, None, ours, low, high, IMAGES, pairs.seed.nunique(), _direction(low, high, None))
+    return Comparison(
+        quantity, None, ours, low, high, IMAGES, pairs.seed.nunique(), _direction(low, high, None)
+    )
 
 
 def _paired(profile: str, pair: pd.Series) -> tuple[float, float, float]:
     first = results.outcomes(profile, pair["run"], pair["statistics"], pair["attack"])
     second = results.outcomes(profile, pair["run_second"], pair["statistics_second"], pair["attack"])
+    if first is None or second is None:
+        raise ValueError(f"{pair['run']} or {pair['run_second']} has evaluations.csv but not correct.npz")
     return results.paired_difference(first, second)
 
 
@@ -135,7 +148,9 @@ def _paper(claim: dict[str, Any], attack: str) -> float | None:
     if "paper" not in claim:
         return None
     source = claim["paper"]
-    table = results.select(results.paper(source["table"]), {"dataset": source["dataset"], "attack": attack} | claim["shared"])
+    table = results.select(
+        results.paper(source["table"]), {"dataset": source["dataset"], "attack": attack} | claim["shared"]
+    )
     values = [results.select(table, claim[side]).accuracy for side in ("first", "second")]
     return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
 
@@ -144,7 +159,9 @@ def _direction(low: float, high: float, margin: float | None) -> str:
     """Ahead (the default), or within ``margin`` points of each other."""
     if margin is None:
         return "same" if low > 0 else "opposite" if high < 0 else "unclear"
-    return "same" if -margin < low and high < margin else "opposite" if low > margin or high < -margin else "unclear"
+    if -margin < low and high < margin:
+        return "same"
+    return "opposite" if low > margin or high < -margin else "unclear"
 
 
 def _magnitude(comparisons: Sequence[Comparison]) -> str:

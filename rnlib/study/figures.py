@@ -1,4 +1,6 @@
-"""How the study's figures look: one colour, line and name for every norm and statistics mode, in every figure."""
+"""How the study's figures look: one colour, line and name for every norm and statistics mode, in every
+figure.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,13 +49,20 @@ def style() -> None:
 
 
 def history_figure(history: History, title: str = "") -> Figure:
-    """Loss and accuracy by epoch, on the training images and on the validation images in each statistics mode."""
+    """Loss and accuracy by epoch, on the training images and on the validation images in each statistics
+    mode.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     epochs = [record["epoch"] for record in history]
     for axis, quantity, unit in zip(axes, ("loss", "accuracy"), ("loss", "accuracy (%)"), strict=True):
         keys = [key for key in history[0] if key.endswith(quantity) or f"_{quantity}_" in key]
         for key in keys:
-            label = key.replace(f"_{quantity}", "").replace("_", " ").replace("val", "validation,").removesuffix(", none")
+            label = (
+                key.replace(f"_{quantity}", "")
+                .replace("_", " ")
+                .replace("val", "validation,")
+                .removesuffix(", none")
+            )
             axis.plot(epochs, [record[key] for record in history], marker="o", label=label)
         axis.set(xlabel="epoch", ylabel=unit)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -76,14 +85,22 @@ def attack_names(attacks: Sequence[str]) -> list[str]:
 
 
 def evaluation_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Accuracy under each attack as bars, one colour per statistics mode, with 95% Wilson intervals over the images."""
+    """Accuracy under each attack as bars, one colour per statistics mode, with 95% Wilson intervals over the
+    images.
+    """
     figure, axis = plt.subplots(figsize=(9, 3.2))
     modes = list(dict.fromkeys(row["statistics"] for row in rows))
     attacks = list(dict.fromkeys(row["attack"] for row in rows))
     for index, mode in enumerate(modes):
-        label, colour, _ = SERIES.get((rows[0]["norm"], mode), (f"{rows[0]['norm']}, {mode}", PALETTE[index], "-"))
+        label, colour, _ = SERIES.get(
+            (rows[0]["norm"], mode), (f"{rows[0]['norm']}, {mode}", PALETTE[index], "-")
+        )
         of_mode = {row["attack"]: row for row in rows if row["statistics"] == mode}
-        places = [place + (index - (len(modes) - 1) / 2) * 0.4 for place, name in enumerate(attacks) if name in of_mode]
+        places = [
+            place + (index - (len(modes) - 1) / 2) * 0.4
+            for place, name in enumerate(attacks)
+            if name in of_mode
+        ]
         chosen = [of_mode[name] for name in attacks if name in of_mode]
         intervals = [wilson(row["correct"], row["n"]) for row in chosen]
         accuracy = [row["accuracy"] for row in chosen]

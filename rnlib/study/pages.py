@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -34,17 +35,26 @@ def setting(profile: str) -> Markdown:
     if table.empty:
         text += f"No run of the profile `{profile}` has been evaluated yet.\n\n"
     else:
-        epochs = ", ".join(f"{int(e)} {t}" for t, e in table.groupby("training").epochs.max().sort_index(ascending=False).items())
+        epochs = ", ".join(
+            f"{int(e)} {t}"
+            for t, e in table.groupby("training").epochs.max().sort_index(ascending=False).items()
+        )
         text += (
-            f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of training: {epochs}; "
-            f"{int(table.n.min()):,} test images in batches of {int(table.batch_size.max())}, "
-            f"{table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint "
-            f"`{table.fingerprint.iloc[0]}`, code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
+            f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
+            f" training: {epochs}; {int(table.n.min()):,} test images in batches of"
+            f" {int(table.batch_size.max())}, {table.seed.nunique()}"
+            f" seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint `{table.fingerprint.iloc[0]}`,"
+            f" code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
         )
     if profile == "quick":
-        text += "**This is the `quick` profile: it shows that the pipeline works and supports no verdict.**\n\n"
+        text += (
+            "**This is the `quick` profile: it shows that the pipeline works and supports no verdict.**\n\n"
+        )
     if missing := results.pending(profile):
-        text += f"Pending ({len(missing)} runs, shown nowhere below), for example\n\n```\n{command(missing[0])}\n```\n"
+        text += (
+            f"Pending ({len(missing)} runs, shown nowhere below), for"
+            f" example\n\n```\n{command(missing[0])}\n```\n"
+        )
     return Markdown(f":::{{admonition}} What was measured\n:class: note\n{text}:::")
 
 
@@ -60,8 +70,9 @@ def verdict(claim_id: str, profile: str) -> Markdown:
     if found.direction == UNTESTED:
         need = found.claim["evidence"]
         lines.append(
-            f"A verdict needs the profile `{need['profile']}` on {need['dataset']} with at least {need['images']:,} images and "
-            f"{need['seeds']} seed{'s' if need['seeds'] > 1 else ''}; that is not there yet."
+            f"A verdict needs the profile `{need['profile']}` on {need['dataset']} with at least"
+            f" {need['images']:,} images and {need['seeds']} seed{'s' if need['seeds'] > 1 else ''}; that is"
+            " not there yet."
         )
     else:
         lines.append(f"Magnitude: {found.magnitude}.")
@@ -69,7 +80,7 @@ def verdict(claim_id: str, profile: str) -> Markdown:
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """The evidence behind verdicts, one row a comparison: differences in percentage points with 95% intervals."""
+    """The evidence behind verdicts, one row a comparison, as differences in percentage points."""
     rows = [
         {
             "claim": verdict.claim["id"],
@@ -94,16 +105,39 @@ def ledger(profile: str) -> Markdown:
         found = judge(claim_id, profile)
         magnitude = "" if found.direction == UNTESTED else found.magnitude
         link = f"{{doc}}`{claim['text'].rstrip('.')} </chapters/{claim['page']}>`"
-        lines.append(f"| {link} | {claim['where']} | {LOOK[found.direction][1]} {found.direction} | {magnitude} |")
+        lines.append(
+            f"| {link} | {claim['where']} | {LOOK[found.direction][1]} {found.direction} | {magnitude} |"
+        )
     return Markdown("\n".join(lines))
 
 
+def headline(profile: str, claim_ids: Sequence[str]) -> Markdown:
+    """How many claims have which verdict, and the chosen ones with their differences."""
+    verdicts = {claim_id: judge(claim_id, profile) for claim_id in read_claims()}
+    counts = Counter(found.direction for found in verdicts.values())
+    tally = ", ".join(
+        f"{symbol} {counts[direction]} {direction}"
+        for direction, (_, symbol) in LOOK.items()
+        if counts[direction]
+    )
+    lines = [f"Of {len(verdicts)} claims: **{tally}**."]
+    for claim_id in claim_ids:
+        found = verdicts[claim_id]
+        parts = "" if found.direction == UNTESTED else f" Ours (the paper's): {differences(found)} points."
+        lines.append(
+            f"- {LOOK[found.direction][1]} **{found.direction.capitalize()}**: {found.claim['text']}{parts}"
+        )
+    return Markdown("\n".join([lines[0], "", *lines[1:]]))
+
+
 def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
-    """Accuracy in percent with its 95% interval, one row an attack, one column a training, norm and statistics mode."""
+    """Accuracy in percent (95% interval): a row an attack, a column a training, norm and mode."""
     table = results.evaluations(profile)
     table = table[table.norm.isin(norms)]
     cells = {}
-    for (training, norm, mode, attack), rows in table.groupby(["training", "norm", "statistics", "attack"], sort=False):
+    for (training, norm, mode, attack), rows in table.groupby(
+        ["training", "norm", "statistics", "attack"], sort=False
+    ):
         mean, low, high = results.summary(rows)
         label = SERIES[norm, mode][0]
         cells[training, label, WHAT.get(attack, attack)] = f"{mean:.1f} ({low:.0f}-{high:.0f})"
@@ -112,23 +146,34 @@ def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
 
 
 def paper_table(number: int) -> pd.DataFrame:
-    """A table of the paper in its own layout, in percent, with the half width of its 95% interval where it gives one."""
+    """A table of the paper in its own layout, in percent, with its 95% interval where it has one."""
     table = results.paper(number)
     table["norm"] = [SERIES[pair][0] for pair in zip(table.norm, table.statistics, strict=True)]
     interval = table.ci95.map(lambda half: "" if pd.isna(half) else f" ± {half:g}")
     table["text"] = table.accuracy.map("{:.2f}".format) + interval
     table["attack"] = table.attack.map(WHAT)
-    return table.pivot(index=["architecture", "norm"], columns=["dataset", "training", "attack"], values="text")
+    return table.pivot(
+        index=["architecture", "norm"], columns=["dataset", "training", "attack"], values="text"
+    )
 
 
 def accuracy_figure(
-    profile: str, table: int, trainings: Sequence[str], attacks: Sequence[str], series: Sequence[tuple[str, str]],
-    *, architecture: str = "resnet20", paper_dataset: str = "cifar10", ylim: tuple[float, float] = (0, 100),
-) -> Figure:  # fmt: skip
-    """Accuracy under each attack, the paper's (open) beside ours (filled), both with 95% intervals; one panel a training."""
+    profile: str,
+    table: int,
+    trainings: Sequence[str],
+    attacks: Sequence[str],
+    series: Sequence[tuple[str, str]],
+    *,
+    architecture: str = "resnet20",
+    paper_dataset: str = "cifar10",
+    ylim: tuple[float, float] = (0, 100),
+) -> Figure:
+    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training."""
     condition = {"architecture": architecture}
     theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
-    ours = results.select(results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]})
+    ours = results.select(
+        results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]}
+    )
     figure, panels = plt.subplots(1, len(trainings), figsize=(9, 3.8), sharey=True, squeeze=False)
     for axis, training in zip(panels[0], trainings, strict=True):
         for index, (norm, mode) in enumerate(series):
@@ -137,11 +182,14 @@ def accuracy_figure(
                 x = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
                 colour = SERIES[norm, mode][1]
                 for row in results.select(theirs, where).itertuples():
-                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, marker="s", markerfacecolor="white")
+                    open_square = {"marker": "s", "markerfacecolor": "white"}
+                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **open_square)
                 rows = results.select(ours, where)
                 if len(rows):
                     mean, low, high = results.summary(rows)
-                    axis.errorbar(x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o")
+                    axis.errorbar(
+                        x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o"
+                    )
         axis.set_xticks(range(len(attacks)), attack_names(attacks))
         axis.set(xlim=(-0.5, len(attacks) - 0.5), ylim=ylim, title=f"{training.capitalize()} training")
         for place in range(len(attacks) - 1):
@@ -149,14 +197,18 @@ def accuracy_figure(
         axis.grid(axis="x", visible=False)
     panels[0][0].set_ylabel("accuracy (%)")
     handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
-    handles += [plt.Line2D([], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper")]
+    handles += [
+        plt.Line2D(
+            [], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper"
+        )
+    ]
     handles += [plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="filled: ours")]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
     return figure
 
 
 def differences(verdict: Verdict) -> str:
-    """The comparisons behind a verdict as a phrase, in percentage points: ours, and the paper's in brackets."""
+    """The comparisons behind a verdict as a phrase, in points: ours, and the paper's in brackets."""
     if not verdict.comparisons:
         return "not measured yet"
     return ", ".join(
@@ -179,6 +231,7 @@ def show(figure: Figure, *, caption: str, alt: str, notebook: str, profile: str)
     data = base64.b64encode(file.getvalue()).decode()
     made = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile}"
     return HTML(
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}" style="width:100%;background:white">'
-        f"<figcaption>{escape(caption)} <br><small>Made by <code>{escape(made)}</code></small></figcaption></figure>"
+        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}"'
+        f' style="width:100%;background:white"><figcaption style="color:inherit">{escape(caption)}'
+        f" <br><small>Made by <code>{escape(made)}</code></small></figcaption></figure>"
     )

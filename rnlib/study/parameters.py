@@ -20,5 +20,7 @@ def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str
     given = {name: value for name, value in namespace.items() if isinstance(value, VALUES)}
     given = {name: value for name, value in given.items() if not name.startswith("_") and name not in KERNEL}
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook takes {', '.join(sorted(known))}")
+        raise ValueError(
+            f"unknown parameter {', '.join(unknown)}; this notebook takes {', '.join(sorted(known))}"
+        )
     return given

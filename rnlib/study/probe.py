@@ -18,15 +18,17 @@ BATCHES, BATCH_SIZE = 10, 100
 
 
 def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
-    """Measure, for every channel of every norm layer, how far batches lie from the tracked statistics of a trained run.
+    """Measure, for every channel of every norm layer, how far batches lie from the tracked statistics of a
+    trained run.
 
-    Conditions: ``start`` (training images through the untrained weights, as in the paper's Fig 1, hence other weights as
-    well), and through the trained weights ``train``, ``clean``, ``noise``, ``adversarial`` (the latter three the same test images,
-    attacked by PGD-linf under batch statistics).
+    Conditions: ``start`` (training images through the untrained weights, as in the paper's Fig 1, hence
+    other weights as well), and through the trained weights ``train``, ``clean``, ``noise``, ``adversarial``
+    (the latter three the same test images, attacked by PGD-linf under batch statistics).
 
     Returns:
-        The rows of ``statistics.csv``: layer, channel, condition, the mean over batches of the shift of the centre and of
-        log2 of the ratio of spreads (see :func:`rnlib.distance`), and the means of their absolute values.
+        The rows of ``statistics.csv``: layer, channel, condition, the mean over batches of the shift of the
+        centre and of log2 of the ratio of spreads (see :func:`rnlib.distance`), and the means of their
+        absolute values.
     """
     path = run.directory / store.STATISTICS
     if path.exists():
@@ -38,14 +40,19 @@ def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for condition in ("start", "train", "clean", "noise", "adversarial"):
         network = untrained if condition == "start" else model
-        found = [distance(model, batch_statistics(network, x), tracked) for x in _images(run, condition, model, device)]
+        found = [
+            distance(model, batch_statistics(network, x), tracked)
+            for x in _images(run, condition, model, device)
+        ]
         for layer in tracked:
             shift, ratio = (torch.stack([one[layer][i] for one in found]).cpu() for i in (0, 1))
             columns = (shift.mean(0), shift.abs().mean(0), ratio.mean(0), ratio.abs().mean(0))
             for channel, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
                 names = ("shift", "shift_abs", "log_ratio", "log_ratio_abs")
                 place = {"run": run.name, "condition": condition, "layer": layer, "channel": channel}
-                rows.append(place | {name: round(value, 5) for name, value in zip(names, values, strict=True)})
+                rows.append(
+                    place | {name: round(value, 5) for name, value in zip(names, values, strict=True)}
+                )
     store.write_rows(path, rows)
     return rows
 
@@ -63,5 +70,7 @@ def _images(run: Run, condition: str, model: torch.nn.Module, device: str) -> It
     for index, (x, y) in enumerate(stream):
         if attack is not None:
             with use_statistics(model, "batch"):
-                x = paper_suite(run.dataset)[attack](model, x, y, generator=torch.Generator(device).manual_seed(index))
+                x = paper_suite(run.dataset)[attack](
+                    model, x, y, generator=torch.Generator(device).manual_seed(index)
+                )
         yield x

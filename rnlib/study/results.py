@@ -15,7 +15,8 @@ SETTINGS = ["dataset", "architecture", "norm", "p", "training", "seed"]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95% Wilson interval of an accuracy over images, in percent: what one set of weights leaves uncertain."""
+    """95% Wilson interval of an accuracy over images, in percent: what one set of weights leaves uncertain.
+    """
     interval = stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return 100 * interval.low, 100 * interval.high
 
@@ -27,7 +28,9 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
     return float(mean - half), float(mean + half)
 
 
-def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], *, seed: int = 0) -> tuple[float, float, float]:
+def paired_difference(
+    first: NDArray[np.bool_], second: NDArray[np.bool_], *, seed: int = 0
+) -> tuple[float, float, float]:
     """Difference of two accuracies on the same images in percentage points, with its 95% interval.
 
     Args:
@@ -38,17 +41,24 @@ def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_], *, se
         first minus second, and the lower and upper end of the percentile interval.
     """
     if first.shape != second.shape:
-        raise ValueError(f"the outcomes are of {first.shape} and {second.shape} images; a paired difference needs the same images")
+        raise ValueError(
+            f"the outcomes are of {first.shape} and {second.shape} images; a paired difference needs the same"
+            " images"
+        )
     n = len(first)
     gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
     # resampling images with replacement is a multinomial draw of the three kinds of pairs
-    draws = np.random.default_rng(seed).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], 10_000)
+    draws = np.random.default_rng(seed).multinomial(
+        n, [gained / n, lost / n, 1 - (gained + lost) / n], 10_000
+    )
     low, high = np.quantile(100 * (draws[:, 0] - draws[:, 1]) / n, [0.025, 0.975])
     return 100 * (gained - lost) / n, float(low), float(high)
 
 
 def summary(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean accuracy of rows that differ in the seed, and its 95% interval: over seeds, or over images if there is one seed."""
+    """Mean accuracy of rows that differ in the seed, and its 95% interval: over seeds, or over images if
+    there is one seed.
+    """
     if len(rows) > 1:
         return (float(rows.accuracy.mean()), *over_seeds(list(rows.accuracy)))
     row = rows.iloc[0]
@@ -76,7 +86,9 @@ def _tables(profile: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
         if (path := run.directory / file).exists():
             table = pd.read_csv(path)
             tables.append(table.assign(run=run.name, **{key: getattr(run, key) for key in SETTINGS}))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", *SETTINGS, *columns])
+    return (
+        pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["run", *SETTINGS, *columns])
+    )
 
 
 def evaluations(profile: str) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A run is one training and the evaluation of its weights; a profile says which runs there are and with what settings."""
+"""A run is one training and the evaluation of its weights; a profile says which runs there are."""
 
 import hashlib
 import itertools
@@ -25,7 +25,7 @@ IDENTITY = ("profile", "dataset", "architecture", "norm", "p", "training", "seed
 
 
 def results_folder(profile: str) -> Path:
-    """``results/<profile>`` of the repository, or of the folder that the environment variable RNLIB_RESULTS names."""
+    """``results/<profile>`` of the repository, or ``<profile>`` in the folder RNLIB_RESULTS names."""
     return Path(os.environ.get("RNLIB_RESULTS", ROOT / "results")) / profile
 
 
@@ -44,7 +44,8 @@ class Run:
         attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
         train_images: train on the first so many of a fixed permutation, None for all.
         validation_images: test images measured after each epoch; nothing is chosen by them.
-        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting: see :class:`rnlib.Training`.
+        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting: see
+            :class:`rnlib.Training`.
     """
 
     profile: str
@@ -80,7 +81,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of the run's folder: what is trained, and a hash where other settings differ from the profile's."""
+        """Name of the folder: what is trained, and a hash where other settings are not the profile's."""
         norm = self.norm if self.p is None else f"{self.norm}-p{self.p:g}"
         parts = [self.dataset, self.architecture, norm, self.training, f"seed{self.seed}"]
         if _settings({key: getattr(self, key) for key in IDENTITY}) != _settings(asdict(self)):
@@ -109,7 +110,10 @@ class Run:
     def new_model(self) -> nn.Module:
         """The network with weights drawn from the seed, without touching the global random state."""
         mean, std = STATISTICS[self.dataset]
-        options: dict[str, Any] = {"num_classes": 100 if self.dataset == "cifar100" else 10, "in_channels": len(mean)}
+        options: dict[str, Any] = {
+            "num_classes": 100 if self.dataset == "cifar100" else 10,
+            "in_channels": len(mean),
+        }
         options |= {"mean": mean, "std": std}
         options |= {key: getattr(self, key) for key in ("p", "width") if getattr(self, key) is not None}
         with torch.random.fork_rng(devices=[]):
@@ -132,7 +136,7 @@ def read_profile(profile: str) -> dict[str, Any]:
 
 
 def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile's settings for a choice of norm, training, ..., overridden by what was chosen and is not None."""
+    """The profile's settings for a choice of norm, training, ..., overridden by the choice."""
     profile = read_profile(chosen["profile"])
     chosen = {key: value for key, value in chosen.items() if value is not None}
     norm, training = chosen.get("norm", "batch_norm"), chosen.get("training", "natural")
@@ -161,11 +165,14 @@ def grid(profile: str) -> list[Run]:
     runs = []
     for block in read_profile(profile)["grid"]:
         values = [value if isinstance(value, list) else [value] for value in block.values()]
-        runs += [make_run(profile, **dict(zip(block, choice, strict=True))) for choice in itertools.product(*values)]
+        runs += [
+            make_run(profile, **dict(zip(block, choice, strict=True)))
+            for choice in itertools.product(*values)
+        ]
     return runs
 
 
 def attack_suite(run: Run) -> dict[str, Attack]:
-    """The attacks that a run is evaluated with: the paper's, and PGD at eps in pixels of 255 (``pgd_linf_2px``)."""
+    """The attacks of a run's evaluation: the paper's, and PGD at eps in 255ths (``pgd_linf_2px``)."""
     pixel_eps = read_profile(run.profile)["evaluation"]["pixel_eps"]
     return paper_suite(run.dataset) | {f"pgd_linf_{eps}px": PGD(eps / 255) for eps in pixel_eps}

@@ -33,7 +33,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV file; none if it is not there."""
-    return pd.read_csv(path).to_dict("records") if path.exists() else []  # type: ignore[return-value]
+    return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,7 +45,7 @@ def write_correct(path: Path, correct: Mapping[str, NDArray[np.bool_]]) -> None:
     """Outcomes of images (n,) by "statistics/attack", eight to a byte."""
     packed = {key: np.packbits(value) for key, value in correct.items()}
     sizes = {f"n:{key}": np.array(len(value)) for key, value in correct.items()}
-    write(path, lambda file: np.savez_compressed(file, **packed, **sizes))  # type: ignore[arg-type]
+    write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **packed, **sizes))
 
 
 def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:

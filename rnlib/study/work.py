@@ -1,4 +1,6 @@
-"""What the worker notebooks do: train a run and evaluate it. Both resume, and finished work is never repeated."""
+"""What the worker notebooks do: train a run and evaluate it. Both resume, and finished work is never
+repeated.
+"""
 
 import json
 import platform
@@ -28,7 +30,9 @@ def default_device() -> str:
 
 def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
     """What a result can be traced to: settings, data, code and machine."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
+    )
     return {
         "config_hash": run.hash,
         "fingerprint": dataset.fingerprint,
@@ -43,7 +47,9 @@ def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
 def training_set(run: Run) -> Dataset:
     """The images that a run is trained on."""
     dataset = load(run.dataset, "train")
-    return dataset if run.train_images is None else dataset.subset(test_order(len(dataset))[: run.train_images])
+    return (
+        dataset if run.train_images is None else dataset.subset(test_order(len(dataset))[: run.train_images])
+    )
 
 
 def test_set(run: Run, images: int) -> Dataset:
@@ -70,8 +76,12 @@ def train_run(
     config = directory / store.CONFIG
     settings = json.loads(json.dumps(asdict(run)))
     if config.exists() and (other := json.loads(config.read_text())["settings"]) != settings:
-        different = {key: (other.get(key), value) for key, value in settings.items() if other.get(key) != value}
-        raise ValueError(f"{directory} holds a run with other settings (there, here): {different}; remove or rename it")
+        different = {
+            key: (other.get(key), value) for key, value in settings.items() if other.get(key) != value
+        }
+        raise ValueError(
+            f"{directory} holds a run with other settings (there, here): {different}; remove or rename it"
+        )
     if (directory / store.WEIGHTS).exists():
         return store.read_rows(directory / store.HISTORY)
     dataset = training_set(run)
@@ -101,11 +111,15 @@ def trained_model(run: Run) -> nn.Module:
     """
     path = run.directory / store.WEIGHTS
     if not path.exists():
-        choice = " ".join(f"-p {key} {value}" for key in ("profile", "norm", "training") if (value := getattr(run, key)))
-        raise FileNotFoundError(f"{run.name} is not trained: papermill notebooks/train.ipynb out.ipynb {choice}")
+        choice = " ".join(
+            f"-p {key} {value}" for key in ("profile", "norm", "training") if (value := getattr(run, key))
+        )
+        raise FileNotFoundError(
+            f"{run.name} is not trained: papermill notebooks/train.ipynb out.ipynb {choice}"
+        )
     model = run.new_model()
     model.load_state_dict(load_file(path))
-    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last).eval()
 
 
 def evaluate_run(
@@ -114,7 +128,8 @@ def evaluate_run(
     device: str | None = None,
     on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
 ) -> list[dict[str, Any]]:
-    """Evaluate a run's weights in every statistics mode, clean and under the paper's attacks, unless that is done.
+    """Evaluate a run's weights in every statistics mode, clean and under the paper's attacks, unless that
+    is done.
 
     What an interrupted evaluation has measured is not measured again.
 
@@ -153,7 +168,9 @@ def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, A
         **{key: getattr(run, key) for key in keys},
         "statistics": evaluation.statistics,
         "attack": evaluation.attack,
-        "eps": None if eps is None else " ".join(f"{e:.6g}" for e in (eps if isinstance(eps, tuple) else (eps,))),
+        "eps": (
+            None if eps is None else " ".join(f"{e:.6g}" for e in (eps if isinstance(eps, tuple) else (eps,)))
+        ),
         "eps_unit": None if eps is None else "pixel (0 to 1)",
         "steps": getattr(attack, "steps", None),
         "batch_size": 100,
