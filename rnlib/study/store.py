@@ -43,9 +43,9 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_correct(path: Path, correct: Mapping[str, NDArray[np.bool_]]) -> None:
     """Outcomes of images (n,) by "statistics/attack", eight to a byte."""
-    packed = {key: np.packbits(value) for key, value in correct.items()}
-    sizes = {f"n:{key}": np.array(len(value)) for key, value in correct.items()}
-    write(path, lambda file: np.savez_compressed(file, allow_pickle=False, **packed, **sizes))
+    arrays: dict[str, Any] = {key: np.packbits(value) for key, value in correct.items()}
+    arrays |= {f"n:{key}": np.array(len(value)) for key, value in correct.items()}
+    write(path, lambda file: np.savez_compressed(file, **arrays))
 
 
 def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
