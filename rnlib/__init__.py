@@ -1,6 +1,4 @@
-"""Norm layers, models, attacks and probes for testing "Towards an Adversarially Robust Normalization
-Approach".
-"""
+"""Norm layers, models, attacks and probes to test what tracking in batch norm does to robustness."""
 
 from rnlib.attacks import (
     BIM,
@@ -15,6 +13,7 @@ from rnlib.attacks import (
     success,
 )
 from rnlib.convert import convert_norms
+from rnlib.crafting import Attack
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
 from rnlib.models import Normalize, resnet, resnet_released50, vgg
@@ -29,6 +28,7 @@ __all__ = [
     "BIM",
     "PGD",
     "PGDL2",
+    "Attack",
     "BatchNorm",
     "CarliniWagner",
     "Dataset",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from rnlib.modes import use_statistics
+from rnlib.modes import evaluation_mode, track, use_statistics
 from rnlib.norms import BatchNorm, Norm
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
@@ -56,12 +56,10 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
         )
         for name, layer in layers.items()
     ]
-    training = model.training
     try:
-        with use_statistics(model.eval(), statistics):
+        with evaluation_mode(model), use_statistics(model, statistics):
             model(x)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return {name: found[name] for name in layers if name in found}
@@ -96,42 +94,36 @@ def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[st
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
-    """Replace the running statistics by the plain average of the batch statistics over given batches
-    (PreciseBN).
+    """Replace running statistics by the plain average of batch statistics over given batches (PreciseBN).
 
-    Everything but the norms stays in evaluation mode, weights do not change. What the images are decides
-    what inference
-    is tuned to: clean images repair an average taken over adversarial ones.
+    Weights do not change, and everything but the norms is in evaluation mode. What the images are decides
+    what inference is tuned to: clean images repair an average that was taken over adversarial ones.
 
     Args:
-        model: changed in place and returned, in the mode it was in.
+        model: changed in place and returned, every layer in the mode it was in.
         images: batches (N, C, H, W) in [0, 1], at least one.
 
     Raises:
-        ValueError: no batch was given (the running statistics are then as before).
+        ValueError: no batch was given; the running statistics are then as before.
     """
-    layers = norm_layers(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    training = {name: module.training for name, module in model.named_modules()}
-    momentum = {name: layer.momentum for name, layer in layers.items()}
-    tracking = {name: layer.tracking for name, layer in layers.items()}
+    layers = list(norm_layers(model).values())
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    momentum = [layer.momentum for layer in layers]
     batches = 0
     try:
-        model.eval()
-        for layer in layers.values():
-            layer.reset_running_statistics()
-            layer.momentum, layer.tracking = None, True
-            layer.train()
-        for x in images:
-            model(x)
-            batches += 1
+        with evaluation_mode(model), track(model, True):
+            for layer in layers:
+                layer.reset_running_statistics()
+                layer.momentum = None  # the average of all batches alike
+                layer.train()
+            for x in images:
+                model(x)
+                batches += 1
     finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-        for name, layer in layers.items():
-            layer.momentum, layer.tracking = momentum[name], tracking[name]
-        if not batches:
-            model.load_state_dict(before)
+        for layer, usual in zip(layers, momentum, strict=True):
+            layer.momentum = usual
     if not batches:
+        for buffer, value in before:
+            buffer.copy_(value)
         raise ValueError("images holds no batch; recalibration needs at least one")
     return model

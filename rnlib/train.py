@@ -114,9 +114,9 @@ def fit(
         on_step: called after every step, e.g. to move a progress bar.
 
     Returns:
-        One record an epoch: epoch, lr (at its end), train_loss and train_accuracy (percent, on the images
-        trained on, hence adversarial ones in adversarial training), val_loss_<statistics>,
-        val_accuracy_<statistics>, seconds.
+        One record an epoch, with epoch, lr (at its end), train_loss and train_accuracy (percent, on the
+        images trained on, hence adversarial ones in adversarial training), val_loss_<statistics>,
+        val_accuracy_<statistics> and seconds.
 
     Raises:
         TrainingDiverged: the loss or a weight became infinite or NaN.

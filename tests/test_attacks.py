@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
 
 import foolbox
 import pytest
@@ -110,6 +111,17 @@ def test_l2_with_one_eps_is_the_usual_ball():
     expected = x + 0.1 * uphill / uphill.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     for attack in (Grad(0.1), PGDL2(0.1, random_start=False), PGDL2((0.1, 0.1), random_start=False)):
         torch.testing.assert_close(attack(model, x, y), expected, rtol=0, atol=1e-9)
+
+
+def test_l2_optimum_of_a_linear_model_at_the_wall_of_the_box():
+    # The wall takes no share of the ball: all of eps goes to the pixels that can move.
+    model, x, y, uphill = two_classes()
+    x[:, 0] = (uphill[:, 0] > 0).double()
+    free = uphill.clone()
+    free[:, 0] = 0
+    expected = x + 0.1 * free / free.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    adv = PGDL2(0.1, steps=100, random_start=False)(model, x, y)
+    torch.testing.assert_close(adv, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.5])
@@ -307,6 +319,25 @@ def test_carlini_wagner_on_pixels_of_exactly_0_and_1(dtype):
     assert (adv[:, 2] > 0.4).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_carlini_wagner_can_leave_0_and_1(dtype):
+    x, y = torch.tensor([[0.0, 1.0], [0.0, 1.0]], dtype=dtype), torch.tensor([0, 1])
+    model = Linear(torch.tensor([[-5.0, 5.0], [5.0, -5.0]], dtype=dtype), torch.tensor([0, 8.0], dtype=dtype))
+    adv = CarliniWagner(lr=0.3, steps=30, initial_c=10)(model, x, y)
+    assert success(model, adv, y).all()
+    assert (adv[0] - x[0]).abs().min() > 0.05
+    torch.testing.assert_close(adv[1], x[1], rtol=0, atol=0.01)
+
+
+def test_carlini_wagner_leaves_pixels_that_do_not_matter():
+    # The rounding error of tanh(atanh(x)) is no gradient for Adam to follow.
+    weight = torch.tensor([[5.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])
+    model, x = Linear(weight, torch.tensor([-4.5, 0.0])), torch.tensor([[0.5, 0.3, 0.9]])
+    adv = CarliniWagner(lr=0.1, initial_c=1)(model, x, torch.tensor([0]))
+    assert adv[0, 0] < 0.45
+    torch.testing.assert_close(adv[:, 1:], x[:, 1:], rtol=0, atol=1e-5)
+
+
 def test_carlini_wagner_keeps_the_nearest_of_more_searches():
     model, (x, _) = convnet(), images(8)
     y = model(x).argmax(1)
@@ -375,12 +406,12 @@ def test_restarts_are_never_worse(kind, loss, targeted):
         value = margins(model, adv, y) if loss == "margin" else per_image
         return success(model, adv, y, targeted), sign * value
 
-    once, loss_once = outcome(attack(model, x, y, generator=seeded()))
-    more, loss_more = outcome(replace(attack, restarts=6)(model, x, y, generator=seeded()))
-    assert (more | ~once).all()
-    same = more == once
-    assert (loss_more >= loss_once - 1e-5)[same].all()
-    assert (loss_more > loss_once + 1e-4)[same].any()
+    outcomes = [outcome(replace(attack, restarts=n)(model, x, y, generator=seeded())) for n in (1, 2, 4, 6)]
+    for (once, loss_once), (more, loss_more) in pairwise(outcomes):
+        assert (more | ~once).all()
+        same = more == once
+        assert (loss_more >= loss_once - 1e-5)[same].all()
+    assert (outcomes[-1][1] > outcomes[0][1] + 1e-4).any()
 
 
 class Valley(nn.Module):
