@@ -38,7 +38,12 @@ def files(folder):
     return [str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
 
 
-localrules: book
+localrules: all, book
+
+rule all:
+    input:
+        WANTED,
+        "_build/html/index.html",
 
 rule book:
     input:

@@ -66,18 +66,16 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
 
 
 def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far two sets of statistics lie apart, per channel, in units that do not depend on the scale of a
-    layer.
+    """How far two sets of statistics lie apart, per channel, in units free of the scale of a layer.
 
     Args:
         model: the network that both belong to.
-        first, second: the second is the reference.
+        first: the statistics in question.
+        second: the reference.
 
     Returns:
-        By layer: the shift of the centre in units of the reference's standard deviation (of its range
-            for layers that track
-        a range), and the ratio of the spreads, as log2 of the ratio of standard deviations (of ranges);
-        both (C,).
+        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard deviation
+        (its range, where a layer tracks that), and log2 of the ratio of the standard deviations (ranges).
     """
     layers, result = norm_layers(model), {}
     for name in second:
