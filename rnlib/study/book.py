@@ -44,22 +44,42 @@ def modules() -> list[str]:
     return sorted(".".join(path.parts) for path in paths)
 
 
+def documented(module: ModuleType) -> dict[str, str]:
+    """What is documented of a module, public functions and classes of rnlib, by name: ``function`` or ``class``."""
+    members = {name: member for name, member in vars(module).items() if not name.startswith("_")}
+    kinds = {"function": inspect.isfunction, "class": inspect.isclass}
+    return {
+        name: kind
+        for name, member in members.items()
+        for kind, is_kind in kinds.items()
+        if is_kind(member) and member.__module__.startswith("rnlib.")
+    }
+
+
 def api_page(module: ModuleType) -> str:
-    """MyST page of a module: its docstring, then everything public, under the name that one imports it by."""
+    """MyST page of a module: its docstring, then what it defines; a reference by the name in ``rnlib`` leads here too."""
     name = module.__name__
     lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:"]
     if getattr(rnlib, name.removeprefix("rnlib."), module) is not module:
         lines.append("   :no-index:")  # rnlib.evaluate is also a function, and the name can lead to one only
-    lines.append("")
-    for key, member in vars(module).items():
-        if key.startswith("_") or getattr(member, "__module__", None) != name:
+    for key, kind in documented(module).items():
+        member = getattr(module, key)
+        if member.__module__ != name:
             continue
-        package = "rnlib" if getattr(rnlib, key, None) is member else name
-        if inspect.isclass(member):
-            lines.append(f".. autoclass:: {package}.{key}")
-        elif inspect.isfunction(member):
-            lines.append(f".. autofunction:: {package}.{key}")
+        if getattr(rnlib, key, None) is member:
+            lines += ["", f".. py:{kind}:: rnlib.{key}", "   :no-typesetting:", "   :no-index-entry:"]
+        lines += ["", f".. auto{kind}:: {name}.{key}"]
     return "\n".join([*lines, "```", ""])
+
+
+def overview() -> str:
+    """MyST list of what ``import rnlib`` offers, each with the first line of its docstring."""
+    items = [f"- :py:obj:`rnlib.{name}`: {_first_line(getattr(rnlib, name))}" for name in documented(rnlib)]
+    return "\n".join(["", "```{eval-rst}", *items, "```", ""])
+
+
+def _first_line(member: object) -> str:
+    return (inspect.getdoc(member) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def read_chapter(path: Path) -> nbformat.NotebookNode:
@@ -118,6 +138,8 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
         nbformat.write(notebook, source / f"{page(name)}.ipynb")
     for name in modules():
         (source / "api" / f"{name}.md").write_text(api_page(import_module(name)))
+    with (source / "api" / "index.md").open("a") as index:
+        index.write(overview())
     (source / "status.md").write_text(status_page(notebooks, profile))
 
 
