@@ -36,7 +36,7 @@ from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
 style()
-HEART = ["table2-natural-attacks", "table2-adversarial-attacks", "table3-natural", "table3-adversarial"]
+HEART = ["table2-natural-attacks", "table2-natural-noise", "table2-adversarial-attacks", "table3-natural"]
 pages.headline(profile, HEART)
 
 # %% [markdown]

@@ -74,8 +74,8 @@ def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[st
         second: the reference.
 
     Returns:
-        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard deviation
-        (its range, where a layer tracks that), and log2 of the ratio of the standard deviations (ranges).
+        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard
+        deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
     """
     layers, result = norm_layers(model), {}
     for name in second:

@@ -10,6 +10,7 @@ import inspect
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
@@ -45,9 +46,9 @@ def modules() -> list[str]:
 
 
 def documented(module: ModuleType) -> dict[str, str]:
-    """What is documented of a module, public functions and classes of rnlib, by name: ``function`` or ``class``."""
+    """Public functions and classes of rnlib in a module, by name: ``function`` or ``class``."""
     members = {name: member for name, member in vars(module).items() if not name.startswith("_")}
-    kinds = {"function": inspect.isfunction, "class": inspect.isclass}
+    kinds: dict[str, Callable[[object], bool]] = {"function": inspect.isfunction, "class": inspect.isclass}
     return {
         name: kind
         for name, member in members.items()
@@ -57,7 +58,7 @@ def documented(module: ModuleType) -> dict[str, str]:
 
 
 def api_page(module: ModuleType) -> str:
-    """MyST page of a module: its docstring, then what it defines; a reference by the name in ``rnlib`` leads here too."""
+    """MyST page of a module: its docstring, then what it defines, also under the names that rnlib exports."""
     name = module.__name__
     lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:"]
     if getattr(rnlib, name.removeprefix("rnlib."), module) is not module:

@@ -207,14 +207,14 @@ def accuracy_figure(
     return figure
 
 
-def differences(verdict: Verdict) -> str:
-    """The comparisons behind a verdict as a phrase, in points: ours, and the paper's in brackets."""
-    if not verdict.comparisons:
-        return "not measured yet"
-    return ", ".join(
+def differences(*verdicts: Verdict) -> str:
+    """The comparisons behind verdicts as a phrase, in points: ours, and the paper's in brackets."""
+    parts = [
         f"{WHAT.get(c.what, c.what)} {c.ours:+.1f}" + ("" if c.paper is None else f" ({c.paper:+.1f})")
+        for verdict in verdicts
         for c in verdict.comparisons
-    )
+    ]
+    return ", ".join(parts) or "not measured yet"
 
 
 def show(figure: Figure, *, caption: str, alt: str, notebook: str, profile: str) -> HTML:
