@@ -7,6 +7,7 @@ paper finds ahead. A verdict is computed from the result files, never written by
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ class Verdict:
     comparisons: tuple[Comparison, ...]
 
 
+@cache
 def read_claims() -> dict[str, dict[str, Any]]:
     """The entries of ``book/claims.yml`` by id.
 

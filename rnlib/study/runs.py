@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,7 @@ class Run:
         raise ValueError(f"architecture is {self.architecture!r}, known are {known}")
 
 
+@cache
 def read_profile(profile: str) -> dict[str, Any]:
     """The contents of ``profiles/<profile>.yml``."""
     if profile not in PROFILES:
@@ -160,16 +162,17 @@ def make_run(profile: str, **chosen: Any) -> Run:
     return Run(**_settings({"profile": profile, **chosen}))
 
 
-def grid(profile: str) -> list[Run]:
+@cache
+def grid(profile: str) -> tuple[Run, ...]:
     """All runs of a profile, in the order of its file."""
-    runs = []
+    runs: list[Run] = []
     for block in read_profile(profile)["grid"]:
         values = [value if isinstance(value, list) else [value] for value in block.values()]
         runs += [
             make_run(profile, **dict(zip(block, choice, strict=True)))
             for choice in itertools.product(*values)
         ]
-    return runs
+    return tuple(runs)
 
 
 def attack_suite(run: Run) -> dict[str, Attack]:
