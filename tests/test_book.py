@@ -7,15 +7,14 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import browser
 import nbformat
 import pytest
 
-import rnlib
 from rnlib.study import book
+from rnlib.study.reference import modules
 
 pytestmark = [pytest.mark.xdist_group("book")]  # the site is made once
 LOADED = {"link": "href", "object": "data"} | dict.fromkeys(("script", "img", "iframe", "video"), "src")
@@ -72,7 +71,7 @@ def pages(site):
 @pytest.mark.slow
 def test_the_front_page_and_a_page_for_each_chapter_and_module_are_there(site):
     expected = ["index", "status", *map(book.page, book.chapters())]
-    for name in [*expected, *(f"api/{module}" for module in book.modules())]:
+    for name in [*expected, *(f"api/{module}" for module in modules())]:
         assert (site / f"{name}.html").exists(), name
 
 
@@ -150,30 +149,6 @@ def test_the_status_page_lists_the_notebooks_and_the_versions(tmp_path):
     assert "| {doc}`chapters/a` | 2026-01-01 10:00 | 1.5 |" in page
     assert "Profile `quick`" in page
     assert re.search(r"^\| torch \| \d", page, re.MULTILINE)
-
-
-def test_the_reference_has_every_module_and_knows_things_by_both_their_names():
-    assert {"rnlib.norms", "rnlib.attacks", "rnlib.data", "rnlib.study.book"} <= set(book.modules())
-    page = book.api_page(sys.modules["rnlib.norms"])
-    assert ".. autoclass:: rnlib.norms.RobustNorm" in page
-    assert ".. py:class:: rnlib.RobustNorm\n   :no-typesetting:" in page
-    assert ":no-index:" not in page
-    assert ":no-index:" in book.api_page(sys.modules["rnlib.evaluate"])  # a function has this name too
-    assert "rnlib.chapters" not in book.api_page(book)
-
-
-def test_the_reference_leaves_out_what_is_private_imported_or_no_code():
-    module = ModuleType("rnlib.study.example")
-    source = "from os.path import join\ndef shown(): ...\ndef _hidden(): ...\nclass Kept: ...\nVALUE = 1\n"
-    exec(compile(source, "example", "exec"), module.__dict__)
-    directives = re.findall(r"\.\. (\S+:: \S+)", book.api_page(module))
-    here = "rnlib.study.example"
-    assert directives == [f"automodule:: {here}", f"autofunction:: {here}.shown", f"autoclass:: {here}.Kept"]
-
-
-def test_the_overview_lists_what_import_rnlib_offers():
-    listed = re.findall(r"^- :py:obj:`rnlib\.(\w+)`: \w", book.overview(), re.MULTILINE)
-    assert {name for name in rnlib.__all__ if callable(getattr(rnlib, name))} == set(listed)
 
 
 def test_a_warning_fails_the_build(tmp_path):

@@ -6,22 +6,20 @@ Only files under ``_build`` are written.
 """
 
 import argparse
-import inspect
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from types import ModuleType
 
 import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import rnlib
+from rnlib.study.reference import module_page, modules, overview
 from rnlib.study.runs import ROOT
 
 BUILD = ROOT / "_build"
@@ -37,50 +35,6 @@ def chapters() -> list[str]:
     """Names of the notebooks in the book, in order: ``index``, ``chapters/<name>`` of ``book/_toc.yml``."""
     entries = parse_toc_yaml(ROOT / "book" / "_toc.yml")
     return [name for entry in entries if page(name := entry.removeprefix("chapters/")) == entry]
-
-
-def modules() -> list[str]:
-    """Dotted names of the modules of rnlib that the reference has a page for, sorted."""
-    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "rnlib").rglob("[!_]*.py"))
-    return sorted(".".join(path.parts) for path in paths)
-
-
-def documented(module: ModuleType) -> dict[str, str]:
-    """Public functions and classes of rnlib in a module, by name: ``function`` or ``class``."""
-    members = {name: member for name, member in vars(module).items() if not name.startswith("_")}
-    kinds: dict[str, Callable[[object], bool]] = {"function": inspect.isfunction, "class": inspect.isclass}
-    return {
-        name: kind
-        for name, member in members.items()
-        for kind, is_kind in kinds.items()
-        if is_kind(member) and member.__module__.startswith("rnlib.")
-    }
-
-
-def api_page(module: ModuleType) -> str:
-    """MyST page of a module: its docstring, then what it defines, also under the names that rnlib exports."""
-    name = module.__name__
-    lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:"]
-    if getattr(rnlib, name.removeprefix("rnlib."), module) is not module:
-        lines.append("   :no-index:")  # rnlib.evaluate is also a function, and the name can lead to one only
-    for key, kind in documented(module).items():
-        member = getattr(module, key)
-        if member.__module__ != name:
-            continue
-        if getattr(rnlib, key, None) is member:
-            lines += ["", f".. py:{kind}:: rnlib.{key}", "   :no-typesetting:", "   :no-index-entry:"]
-        lines += ["", f".. auto{kind}:: {name}.{key}"]
-    return "\n".join([*lines, "```", ""])
-
-
-def overview() -> str:
-    """MyST list of what ``import rnlib`` offers, each with the first line of its docstring."""
-    items = [f"- :py:obj:`rnlib.{name}`: {_first_line(getattr(rnlib, name))}" for name in documented(rnlib)]
-    return "\n".join(["", "```{eval-rst}", *items, "```", ""])
-
-
-def _first_line(member: object) -> str:
-    return (inspect.getdoc(member) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def read_chapter(path: Path) -> nbformat.NotebookNode:
@@ -138,7 +92,7 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
     for name, notebook in notebooks.items():
         nbformat.write(notebook, source / f"{page(name)}.ipynb")
     for name in modules():
-        (source / "api" / f"{name}.md").write_text(api_page(import_module(name)))
+        (source / "api" / f"{name}.md").write_text(module_page(import_module(name)))
     with (source / "api" / "index.md").open("a") as index:
         index.write(overview())
     (source / "status.md").write_text(status_page(notebooks, profile))
