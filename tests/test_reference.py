@@ -29,5 +29,5 @@ def test_the_reference_leaves_out_what_is_private_imported_or_no_code():
 
 
 def test_the_overview_lists_what_import_rnlib_offers():
-    listed = re.findall(r"^- :py:obj:`rnlib\.(\w+)`: \w", overview(), re.MULTILINE)
+    listed = re.findall(r"^- :py:obj:`rnlib\.(\w+)`: \S", overview(), re.MULTILINE)
     assert {name for name in rnlib.__all__ if callable(getattr(rnlib, name))} == set(listed)
