@@ -139,7 +139,7 @@ pages.verdict("fig1-start", profile)
 everything = results.statistics(profile)
 everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median().unstack(
     "condition"
-).round(2)
+).round(3)
 
 # %% [markdown]
 # ## What it means

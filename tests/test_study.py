@@ -278,7 +278,7 @@ def test_paired_difference_of_the_same_outcomes_is_certain_and_other_images_are_
 # -- claims
 
 
-def fake_results(profile, accuracy, *, n=1000):
+def fake_results(profile, accuracy, *, n=1000, shuffled=False):
     """Evaluations of the profile's grid in which each condition has the accuracy that ``accuracy(row)``
     says.
     """
@@ -288,6 +288,8 @@ def fake_results(profile, accuracy, *, n=1000):
             for attack in ("clean", "noise", "grad_sign", "bim_linf", "pgd_linf"):
                 value = accuracy(run, mode, attack)
                 outcome = np.arange(n) < round(n * value / 100)
+                if shuffled:
+                    outcome = np.random.default_rng(len(run.norm)).permutation(outcome)
                 correct[f"{mode}/{attack}"] = outcome
                 keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed", "epochs")
                 row = {
@@ -348,6 +350,16 @@ def test_equal_accuracies_are_unclear_and_within_a_margin_the_same():
     assert {comparison.direction for comparison in verdict.comparisons} == {"unclear"}
     assert verdict.direction == claims.NOT
     assert claims.judge("table3-tracking-natural", "laptop").direction == claims.REPRODUCED
+
+
+def test_an_interval_that_holds_both_nothing_and_the_papers_difference_is_inconclusive():
+    def noisy(run, mode, attack):
+        return 51.0 if run.norm == "robust_norm" else 50.0
+
+    fake_results("laptop", noisy, shuffled=True)  # unpaired outcomes: an interval of about 4 points each way
+    verdict = claims.judge("table3-tracking-natural", "laptop")
+    assert verdict.comparisons[0].direction == "unclear"
+    assert verdict.direction == claims.INCONCLUSIVE
 
 
 @pytest.mark.parametrize(("profile", "n"), [("quick", 1000), ("laptop", 200)])

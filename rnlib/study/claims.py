@@ -19,7 +19,8 @@ from rnlib.study.probe import BATCH_SIZE, BATCHES
 from rnlib.study.runs import ROOT
 
 IMAGES = BATCHES * BATCH_SIZE  # behind every row of statistics.csv
-REPRODUCED, PARTLY, NOT, UNTESTED = "reproduced", "partly reproduced", "not reproduced", "untested here"
+REPRODUCED, PARTLY, NOT = "reproduced", "partly reproduced", "not reproduced"
+INCONCLUSIVE, UNTESTED = "inconclusive", "untested here"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Verdict:
 
     Attributes:
         claim: its entry in ``book/claims.yml``.
-        direction: reproduced (every comparison), partly, not, or untested here.
+        direction: reproduced (every comparison), partly (some), inconclusive (none is clear, and the paper's
+            differences lie in our intervals), not reproduced, or untested here.
         magnitude: in words, ours against the paper's mean difference.
         comparisons: the evidence, none where it is untested.
     """
@@ -92,9 +94,15 @@ def judge(claim_id: str, profile: str) -> Verdict:
     enough = [c for c in comparisons if c.images >= need["images"] and c.seeds >= need["seeds"]]
     if len(enough) < len(claim["attacks"]):
         return Verdict(claim, UNTESTED, UNTESTED, comparisons)
-    same = sum(c.direction == "same" for c in comparisons)
-    direction = REPRODUCED if same == len(comparisons) else PARTLY if same else NOT
-    return Verdict(claim, direction, _magnitude(comparisons), comparisons)
+    return Verdict(claim, _verdict(comparisons), _magnitude(comparisons), comparisons)
+
+
+def _verdict(comparisons: Sequence[Comparison]) -> str:
+    same = [c.direction == "same" for c in comparisons]
+    if any(same):
+        return REPRODUCED if all(same) else PARTLY
+    fits = [c.direction == "unclear" and (c.paper is None or c.low <= c.paper <= c.high) for c in comparisons]
+    return INCONCLUSIVE if all(fits) else NOT
 
 
 def _compare(claim: dict[str, Any], profile: str) -> list[Comparison]:

@@ -12,11 +12,17 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from rnlib.study import results
-from rnlib.study.claims import NOT, PARTLY, REPRODUCED, UNTESTED, Verdict, judge, read_claims
+from rnlib.study.claims import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, UNTESTED, Verdict, judge, read_claims
 from rnlib.study.figures import ATTACKS, SERIES, attack_names
 from rnlib.study.runs import Run, read_profile
 
-LOOK = {REPRODUCED: ("tip", "✓"), PARTLY: ("warning", "◐"), NOT: ("danger", "✗"), UNTESTED: ("note", "○")}
+LOOK = {
+    REPRODUCED: ("tip", "✓"),
+    PARTLY: ("warning", "◐"),
+    NOT: ("danger", "✗"),
+    INCONCLUSIVE: ("note", "?"),
+    UNTESTED: ("note", "○"),
+}
 WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 ratio of spreads"}
 SYMBOLS = {"same": "as in the paper", "opposite": "the other way round", "unclear": "unclear"}
 
