@@ -33,7 +33,7 @@ parameters(globals(), ["profile", "teaser"])
 # %% tags=["remove-input"]
 from rnlib.study import pages
 from rnlib.study.claims import judge
-from rnlib.study.figures import style
+from rnlib.study.figures import accuracy_figure, style
 
 style()
 HEART = ["table2-natural-attacks", "table2-natural-noise", "table2-adversarial-attacks", "table3-natural"]
@@ -52,7 +52,7 @@ SERIES = [
     ("robust_norm", "tracked"),
     ("robust_norm", "batch"),
 ]
-figure = pages.accuracy_figure(
+figure = accuracy_figure(
     profile, 2, ["natural", "adversarial"], ["clean", "noise", "grad_sign", "pgd_linf"], SERIES
 )
 if teaser is not None:

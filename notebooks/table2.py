@@ -41,7 +41,7 @@ from IPython.display import display
 
 from rnlib.study import pages
 from rnlib.study.claims import judge
-from rnlib.study.figures import style
+from rnlib.study.figures import accuracy_figure, style
 
 style()
 SERIES = [("batch_norm", "tracked"), ("no_norm", "none"), ("batch_norm", "batch")]
@@ -59,7 +59,7 @@ ALT = (
     " beside ours."
 )
 pages.show(
-    pages.accuracy_figure(profile, 2, ["natural"], ATTACKS, SERIES),
+    accuracy_figure(profile, 2, ["natural"], ATTACKS, SERIES),
     caption=(
         "Natural training. Batch minus tracked statistics, the same weights, in points, ours and in brackets"
         f" the paper's: {pages.differences(*(judge(claim, profile) for claim in NATURAL[:2]))}."
@@ -80,7 +80,7 @@ for claim in NATURAL + NATURAL_NO_NORM:
 ADVERSARIAL = ["table2-adversarial-attacks", "table2-adversarial-noise", "table2-adversarial-clean"]
 ADVERSARIAL_NO_NORM = ["table2-no-norm-adversarial"]
 pages.show(
-    pages.accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
+    accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
     caption=(
         "Adversarial training. Batch minus tracked statistics, the same weights, in points, ours and in"
         f" brackets the paper's: {pages.differences(*(judge(claim, profile) for claim in ADVERSARIAL))}."

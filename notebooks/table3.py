@@ -39,7 +39,7 @@ from IPython.display import display
 
 from rnlib.study import pages
 from rnlib.study.claims import judge
-from rnlib.study.figures import style
+from rnlib.study.figures import accuracy_figure, style
 
 style()
 SERIES = [
@@ -56,7 +56,7 @@ pages.setting(profile)
 
 # %% tags=["hide-input"]
 pages.show(
-    pages.accuracy_figure(profile, 3, ["natural", "adversarial"], ["clean"], SERIES, ylim=(50, 100)),
+    accuracy_figure(profile, 3, ["natural", "adversarial"], ["clean"], SERIES, ylim=(50, 100)),
     caption=(
         "Clean accuracy. RobustNorm minus BatchNorm in points, ours and in brackets the paper's: batch"
         f" statistics, natural {pages.differences(judge(CLAIMS[0], profile))}; adversarial"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rnlib.data import Dataset
-from rnlib.study import claims, pages, results, store, work
+from rnlib.study import claims, figures, pages, results, store, work
 from rnlib.study.parameters import parameters
 from rnlib.study.probe import probe_run
 from rnlib.study.runs import PROFILES, ROOT, attack_suite, grid, make_run
@@ -416,7 +416,7 @@ def test_pages_show_verdicts_pending_runs_and_no_verdict_for_quick():
 def test_the_figure_shows_ours_beside_the_papers():
     fake_results("laptop", as_in_the_paper)
     series = [("batch_norm", "tracked"), ("batch_norm", "batch")]
-    figure = pages.accuracy_figure("laptop", 2, ["natural"], ["clean", "pgd_linf"], series)
+    figure = figures.accuracy_figure("laptop", 2, ["natural"], ["clean", "pgd_linf"], series)
     heights = sorted(line.get_ydata()[0] for line in figure.axes[0].lines if len(line.get_ydata()) == 1)
     papers = [92.05, 89.23, 29.73, 48.54]
     for value in papers:

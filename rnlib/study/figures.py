@@ -11,7 +11,8 @@ import seaborn as sns
 from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 
-from rnlib.study.results import wilson
+from rnlib.study import results
+from rnlib.study.runs import read_profile
 from rnlib.train import History
 
 PALETTE = sns.color_palette("colorblind")
@@ -102,7 +103,7 @@ def evaluation_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure
             if name in of_mode
         ]
         chosen = [of_mode[name] for name in attacks if name in of_mode]
-        intervals = [wilson(row["correct"], row["n"]) for row in chosen]
+        intervals = [results.wilson(row["correct"], row["n"]) for row in chosen]
         accuracy = [row["accuracy"] for row in chosen]
         errors = [[a - low for a, (low, _) in zip(accuracy, intervals, strict=True)],
                   [high - a for a, (_, high) in zip(accuracy, intervals, strict=True)]]  # fmt: skip
@@ -110,4 +111,54 @@ def evaluation_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure
     axis.set(ylabel="accuracy (%)", title=title)
     axis.set_xticks(range(len(attacks)), attack_names(attacks), rotation=30, ha="right")
     axis.legend(ncols=2)
+    return figure
+
+
+def accuracy_figure(
+    profile: str,
+    table: int,
+    trainings: Sequence[str],
+    attacks: Sequence[str],
+    series: Sequence[tuple[str, str]],
+    *,
+    architecture: str = "resnet20",
+    paper_dataset: str = "cifar10",
+    ylim: tuple[float, float] = (0, 100),
+) -> Figure:
+    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training."""
+    condition = {"architecture": architecture}
+    theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
+    ours = results.select(
+        results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]}
+    )
+    figure, panels = plt.subplots(1, len(trainings), figsize=(9, 3.8), sharey=True, squeeze=False)
+    for axis, training in zip(panels[0], trainings, strict=True):
+        for index, (norm, mode) in enumerate(series):
+            for place, attack in enumerate(attacks):
+                where = {"norm": norm, "statistics": mode, "training": training, "attack": attack}
+                x = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
+                colour = SERIES[norm, mode][1]
+                for row in results.select(theirs, where).itertuples():
+                    open_square = {"marker": "s", "markerfacecolor": "white"}
+                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **open_square)
+                rows = results.select(ours, where)
+                if len(rows):
+                    mean, low, high = results.summary(rows)
+                    axis.errorbar(
+                        x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o"
+                    )
+        axis.set_xticks(range(len(attacks)), attack_names(attacks))
+        axis.set(xlim=(-0.5, len(attacks) - 0.5), ylim=ylim, title=f"{training.capitalize()} training")
+        for place in range(len(attacks) - 1):
+            axis.axvline(place + 0.5, color="0.8", linewidth=0.8)
+        axis.grid(axis="x", visible=False)
+    panels[0][0].set_ylabel("accuracy (%)")
+    handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
+    handles += [
+        plt.Line2D(
+            [], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper"
+        )
+    ]
+    handles += [plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="filled: ours")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
     return figure

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from rnlib.study import results
 from rnlib.study.claims import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, UNTESTED, Verdict, judge, read_claims
-from rnlib.study.figures import ATTACKS, SERIES, attack_names
-from rnlib.study.runs import Run, read_profile
+from rnlib.study.figures import ATTACKS, SERIES
+from rnlib.study.runs import Run
 
 LOOK = {
     REPRODUCED: ("tip", "✓"),
@@ -161,56 +161,6 @@ def paper_table(number: int) -> pd.DataFrame:
     return table.pivot(
         index=["architecture", "norm"], columns=["dataset", "training", "attack"], values="text"
     )
-
-
-def accuracy_figure(
-    profile: str,
-    table: int,
-    trainings: Sequence[str],
-    attacks: Sequence[str],
-    series: Sequence[tuple[str, str]],
-    *,
-    architecture: str = "resnet20",
-    paper_dataset: str = "cifar10",
-    ylim: tuple[float, float] = (0, 100),
-) -> Figure:
-    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training."""
-    condition = {"architecture": architecture}
-    theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
-    ours = results.select(
-        results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]}
-    )
-    figure, panels = plt.subplots(1, len(trainings), figsize=(9, 3.8), sharey=True, squeeze=False)
-    for axis, training in zip(panels[0], trainings, strict=True):
-        for index, (norm, mode) in enumerate(series):
-            for place, attack in enumerate(attacks):
-                where = {"norm": norm, "statistics": mode, "training": training, "attack": attack}
-                x = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
-                colour = SERIES[norm, mode][1]
-                for row in results.select(theirs, where).itertuples():
-                    open_square = {"marker": "s", "markerfacecolor": "white"}
-                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **open_square)
-                rows = results.select(ours, where)
-                if len(rows):
-                    mean, low, high = results.summary(rows)
-                    axis.errorbar(
-                        x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o"
-                    )
-        axis.set_xticks(range(len(attacks)), attack_names(attacks))
-        axis.set(xlim=(-0.5, len(attacks) - 0.5), ylim=ylim, title=f"{training.capitalize()} training")
-        for place in range(len(attacks) - 1):
-            axis.axvline(place + 0.5, color="0.8", linewidth=0.8)
-        axis.grid(axis="x", visible=False)
-    panels[0][0].set_ylabel("accuracy (%)")
-    handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
-    handles += [
-        plt.Line2D(
-            [], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper"
-        )
-    ]
-    handles += [plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="filled: ours")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
-    return figure
 
 
 def differences(*verdicts: Verdict) -> str:
