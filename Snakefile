@@ -26,13 +26,6 @@ if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
 
 
-def papermill(wildcards):
-    """The settings that name a run, as options of papermill."""
-    run = RUNS[wildcards.run]
-    keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
-    return " ".join(f"-p {key} {value}" for key in keys if (value := getattr(run, key)) is not None)
-
-
 def files(folder):
     """The files that a page is made from, compiled ones aside."""
     return [str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
@@ -75,7 +68,7 @@ rule evaluate:
     output:
         RESULT,
     params:
-        settings=papermill,
+        settings=lambda wildcards: RUNS[wildcards.run].options,
     log:
         notebook=f"_build/runs/{PROFILE}/{{run}}/evaluate.ipynb",
     shell:
@@ -88,7 +81,7 @@ rule probe:
     output:
         PROBE,
     params:
-        settings=papermill,
+        settings=lambda wildcards: RUNS[wildcards.run].options,
     log:
         notebook=f"_build/runs/{PROFILE}/{{run}}/probe.ipynb",
     shell:
@@ -99,7 +92,7 @@ rule train:
     output:
         f"results/{PROFILE}/{{run}}/weights.safetensors",
     params:
-        settings=papermill,
+        settings=lambda wildcards: RUNS[wildcards.run].options,
     log:
         notebook=f"_build/runs/{PROFILE}/{{run}}/train.ipynb",
     shell:

@@ -29,9 +29,7 @@ SYMBOLS = {"same": "as in the paper", "opposite": "the other way round", "unclea
 
 def command(run: Run) -> str:
     """The shell command that makes a run."""
-    keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
-    options = " ".join(f"-p {key} {value}" for key in keys if (value := getattr(run, key)) is not None)
-    return f"papermill notebooks/train.ipynb out.ipynb {options}"
+    return f"papermill notebooks/train.ipynb out.ipynb {run.options}"
 
 
 def setting(profile: str) -> Markdown:

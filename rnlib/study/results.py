@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from rnlib.study import store
-from rnlib.study.runs import ROOT, Run, grid, results_folder
+from rnlib.study.runs import IDENTITY, ROOT, Run, grid, results_folder
 
-SETTINGS = ["dataset", "architecture", "norm", "p", "training", "seed"]
+SETTINGS = [key for key in IDENTITY if key != "profile"]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

@@ -90,6 +90,11 @@ class Run:
         return "_".join(parts)
 
     @property
+    def options(self) -> str:
+        """The settings that name the run, as options of papermill."""
+        return " ".join(f"-p {key} {value}" for key in IDENTITY if (value := getattr(self, key)) is not None)
+
+    @property
     def hash(self) -> str:
         """12 hexadecimal digits over all settings."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]

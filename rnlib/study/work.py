@@ -19,7 +19,7 @@ from rnlib.data import Dataset, load, test_order
 from rnlib.evaluate import Evaluation, evaluate
 from rnlib.modes import statistics_modes
 from rnlib.study import store
-from rnlib.study.runs import ROOT, Run, attack_suite, read_profile
+from rnlib.study.runs import IDENTITY, ROOT, Run, attack_suite, read_profile
 from rnlib.train import History, fit
 
 
@@ -111,12 +111,8 @@ def trained_model(run: Run) -> nn.Module:
     """
     path = run.directory / store.WEIGHTS
     if not path.exists():
-        choice = " ".join(
-            f"-p {key} {value}" for key in ("profile", "norm", "training") if (value := getattr(run, key))
-        )
-        raise FileNotFoundError(
-            f"{run.name} is not trained: papermill notebooks/train.ipynb out.ipynb {choice}"
-        )
+        command = f"papermill notebooks/train.ipynb out.ipynb {run.options}"
+        raise FileNotFoundError(f"{run.name} is not trained: {command}")
     model = run.new_model()
     model.load_state_dict(load_file(path))
     return model.to(memory_format=torch.channels_last).eval()
@@ -160,7 +156,7 @@ def evaluate_run(
 
 
 def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, Any]:
-    keys = ("profile", "dataset", "architecture", "norm", "p", "training", "seed", "epochs")
+    keys = (*IDENTITY, "epochs")
     eps = getattr(attack, "eps", getattr(attack, "std", None))
     n, correct = len(evaluation.correct), int(evaluation.correct.sum())
     return {
