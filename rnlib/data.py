@@ -151,20 +151,20 @@ def batches(
     augmented: bool = False,
     drop_last: bool = False,
     device: str | torch.device = "cpu",
-    memory_format: torch.memory_format = torch.channels_last,
+    channels_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over the set in batches of images float32 (B, C, H, W) in [0, 1] and labels int64 (B,).
 
     generator: shuffles, and augments, with it; without one the order is the data set's own.
     augmented: crop and mirror each batch with `augment`; needs the generator.
     drop_last: leave out a last batch smaller than `batch_size`.
-    memory_format: of the images; channels_last makes the convolutions 15-20% faster than contiguous on a CPU.
+    channels_last: memory format of the images; it makes the convolutions 15-20% faster on a CPU.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if augmented and generator is None:
         raise ValueError("augmented=True is random: pass generator=torch.Generator().manual_seed(...)")
-    return _batches(dataset, batch_size, generator, augmented, drop_last, torch.device(device), memory_format)
+    return _batches(dataset, batch_size, generator, augmented, drop_last, torch.device(device), channels_last)
 
 
 def _batches(
@@ -174,15 +174,18 @@ def _batches(
     augmented: bool,
     drop_last: bool,
     device: torch.device,
-    memory_format: torch.memory_format,
+    channels_last: bool,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     n = len(dataset)
+    everything, labels = dataset.images.to(device), dataset.labels.to(device)
     order = torch.arange(n)
     if generator is not None:
-        order = torch.randperm(n, generator=generator, device=generator.device).cpu()
+        order = torch.randperm(n, generator=generator, device=generator.device)
+    order = order.to(device)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
     for start in range(0, n - batch_size + 1 if drop_last else n, batch_size):
         index = order[start : start + batch_size]
-        images = dataset.images[index].to(device)
+        images = everything[index]
         if augmented and generator is not None:
             images = augment(images, generator)
-        yield to_float(images.contiguous(memory_format=memory_format)), dataset.labels[index].to(device)
+        yield to_float(images.contiguous(memory_format=memory_format)), labels[index]

@@ -86,7 +86,7 @@ def measure(
 def _on(model: nn.Module, device: str | torch.device) -> Iterator[None]:
     tensors = chain(model.parameters(), model.buffers())
     home = next((tensor.device for tensor in tensors), torch.device(device))
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(device)
     try:
         yield
     finally:

@@ -1,10 +1,13 @@
-"""Normalisation by the range of a batch: one forward, one hand-written backward.
+"""Batch norm and norms of the range, composed from the fastest of PyTorch's own operators.
 
-Written with plain tensor operations the paper's Eq 14 costs five to ten times a native batch norm and keeps
-several copies of the input for the backward pass. Here the extremes are taken per image first, only the
-input and per-channel vectors are kept, and the dense arithmetic is done by PyTorch's own batch-norm kernels
-in their evaluation form, which is exactly an affine map per channel.
+On a CPU most of a norm's time goes into its statistics, and the dense arithmetic is limited by memory. So the
+statistics are reduced image by image, a cache-sized piece of the batch at a time, and all of them while the
+piece is in cache; what is kept for the backward pass is the input and vectors; and each dense pass is one
+affine map per channel. The book's performance page has the measured times.
 """
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,36 +15,65 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ROW = 512  # floats in a row of the channels-last reduction: wide enough for vectors, small enough for cache
+CACHE = 1 << 20  # bytes of a piece: fits the second-level cache of every current CPU
+WIDTH = 32  # floats in a row of channels that PyTorch's reductions need to be vectorised
 
 
-def image_extremes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Smallest and largest value of each image and channel.
+def channels_innermost(x: Tensor) -> bool:
+    """Whether x (N, C, H, W) is laid out as channels_last and not also as contiguous."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def per_image(x: Tensor, *reductions: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """Reduce each image and channel, with all reductions in one sweep through memory.
 
     Args:
         x: (N, C, H, W), N, H, W >= 1, contiguous or channels_last.
+        reductions: amin, amax or mean, as functions of a tensor and a dimension.
 
     Returns:
-        Two tensors (N, C).
+        For each reduction a tensor (N F, C) of F parts for each image, at least in float32: the same
+        reduction over the first dimension finishes it.
     """
     n, c, h, w = x.shape
-    if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
-        return x.amin((2, 3)), x.amax((2, 3))
-    # Reducing the innermost-but-one axis is slow when C is narrow: lay neighbouring pixels side by side.
-    fold = 1
-    while fold * 2 * c <= ROW and (h * w) % (fold * 2) == 0:
-        fold *= 2
-    rows = x.permute(0, 2, 3, 1).reshape(n, h * w // fold, fold * c)
-    low, high = rows.amin(1), rows.amax(1)
-    return low.view(n, fold, c).amin(1), high.view(n, fold, c).amax(1)
+    if channels_innermost(x):
+        fold = 1  # neighbouring pixels side by side, until a row is wide enough
+        while fold * c < WIDTH and h * w % (2 * fold) == 0:
+            fold *= 2
+        rows, dim = x.permute(0, 2, 3, 1).view(n, h * w // fold, fold * c), 1
+    else:
+        rows, dim = x.view(n, c, h * w), 2
+    images = n if x.device.type != "cpu" else max(1, CACHE // (4 * c * h * w))
+    parts = []
+    for piece in rows.split(images):
+        piece = piece.to(torch.promote_types(x.dtype, torch.float32))
+        parts.append([reduction(piece, dim) for reduction in reductions])
+    return [torch.cat(part).view(-1, c) for part in zip(*parts, strict=True)]
 
 
-def _locate(x: Tensor, per_image: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Extreme of each channel over the batch, and its place as an index into the (N, H, W) of the channel."""
-    value, image = per_image.max(0) if largest else per_image.min(0)
-    planes = x[image, torch.arange(x.shape[1], device=x.device)].flatten(1)
-    pixel = planes.argmax(1) if largest else planes.argmin(1)
-    return value, image * planes.shape[1] + pixel
+def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """``scale * x + shift`` per channel, for x (N, C, H, W), of the dtype and memory format of x."""
+    if channels_innermost(x) and x.dtype == scale.dtype:
+        n, c, h, w = x.shape
+        fold = math.gcd(h * w, 8)
+        rows = x.permute(0, 2, 3, 1).view(-1, fold * c)
+        rows = torch.addcmul(shift.repeat(fold), rows, scale.repeat(fold))
+        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
+    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
+
+
+def _locate(x: Tensor, images: Tensor) -> Tensor:
+    """Where the extremes of each channel lie in the memory of x, given their images (2, C): (2, C).
+
+    The first row is for the smallest values, the second for the largest.
+    """
+    c, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    channel = torch.arange(c, device=x.device)
+    low, high = x.flatten(2)[images, channel]
+    pixel = torch.stack((low.argmin(1), high.argmax(1)))
+    if channels_innermost(x):
+        return (images * pixels + pixel) * c + channel
+    return (images * c + channel) * pixels + pixel
 
 
 class _RangeNorm(Function):
@@ -49,43 +81,43 @@ class _RangeNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, p, eps, centre_at_min):  # type: ignore[no-untyped-def]
-        low, high = image_extremes(x)
-        low, low_at = _locate(x, low, largest=False)
-        high, high_at = _locate(x, high, largest=True)
-        dtype = x.dtype if weight is None else weight.dtype  # under autocast the parameters are more precise
-        low, high = low.to(dtype), high.to(dtype)
+        mean = () if centre_at_min else (torch.mean,)
+        lows, highs, *means = per_image(x, torch.amin, torch.amax, *mean)
+        (low, first), (high, last) = lows.min(0), highs.max(0)
         spread = high - low
-        centre = low if centre_at_min else x.mean((0, 2, 3), dtype=dtype)
-        variance = (spread + eps) ** (2 * p)  # the batch-norm kernel takes a square root
-        y = F.batch_norm(x, centre, variance, weight, bias, training=False, eps=0.0)
-        gain = torch.ones_like(centre) if weight is None else weight
-        ctx.save_for_backward(x, gain, centre, spread, low_at, high_at)
+        centre = means[0].mean(0) if means else low
+        scale = (spread + eps) ** -p
+        gain = scale if weight is None else scale * weight
+        shift = -centre * gain if bias is None else torch.addcmul(bias, centre, gain, value=-1)
+        images = torch.stack((first, last)).div_(len(lows) // len(x), rounding_mode="floor")
+        ctx.save_for_backward(x, weight, gain, centre, spread, images)
         ctx.p, ctx.eps, ctx.centre_at_min = p, eps, centre_at_min
         ctx.mark_non_differentiable(centre, spread)
-        return y, centre, spread
+        return affine(x, gain, shift), centre, spread
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
-        x, gain, centre, spread, low_at, high_at = ctx.saved_tensors
-        n, c, h, w = x.shape
-        scale = (spread + ctx.eps) ** ctx.p
-        # Evaluation form: grad_x = grad weight / scale, grad_weight = sum grad xhat, grad_bias = sum grad.
-        grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, gain, centre, scale * scale, None, None, False, 0.0, [True, True, True]
+        x, weight, gain, centre, spread, images = ctx.saved_tensors
+        last = channels_innermost(x)
+        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        span = spread + ctx.eps
+        # The evaluation form of the kernel sums grad (x - centre) / span^p and grad over each channel.
+        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+            grad, x, None, centre, span ** (2 * ctx.p), None, None, False, 0.0, [False, True, True]
         )
-        grad_spread = -ctx.p * gain * grad_weight / (spread + ctx.eps)
-        grad_centre = -gain * grad_bias / scale
+        grad_spread = grad_weight * (-ctx.p / span)
+        if weight is not None:
+            grad_spread *= weight
+        grad_centre = -gain * grad_bias
         if ctx.centre_at_min:
-            grad_low = grad_centre - grad_spread
+            shift, grad_low = torch.zeros_like(gain), grad_centre - grad_spread
         else:
-            grad_x += (grad_centre / (n * h * w)).view(1, c, 1, 1)
-            grad_low = -grad_spread
-        channel = torch.arange(c, device=x.device)
-        for at, value in ((low_at, grad_low), (high_at, grad_spread)):
-            pixel = at % (h * w)
-            place = (at // (h * w), channel, pixel // w, pixel % w)
-            grad_x.index_put_(place, value.to(grad_x.dtype), accumulate=True)
+            shift, grad_low = grad_centre / (x.numel() // len(gain)), -grad_spread
+        grad_x = affine(grad, gain, shift)
+        flat = (grad_x.permute(0, 2, 3, 1) if last else grad_x).view(-1)
+        extremes = torch.cat((grad_low, grad_spread)).to(flat.dtype)
+        flat.index_add_(0, _locate(x, images).view(-1), extremes)
         # None in the forward wants None here.
         grad_weight, grad_bias = (
             value if wanted else None
@@ -128,5 +160,7 @@ def range_norm(
     if centre not in ("mean", "min"):
         raise ValueError(f"centre is {centre!r}, it must be 'mean' or 'min'")
     image = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
+    if not channels_innermost(image):
+        image = image.contiguous()
     y, middle, spread = _RangeNorm.apply(image, weight, bias, p, eps, centre == "min")
     return (y if x.dim() == 4 else y.view_as(x)), middle, spread

@@ -96,7 +96,7 @@ class Norm(nn.Module):
         self.num_batches_tracked += 1
         weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         for running, value in zip(self.running_statistics, batch, strict=True):
-            running += (value - running) * weight
+            running.lerp_(value.to(running.dtype), weight)
 
     def extra_repr(self) -> str:
         options = f"eps={self.eps}, momentum={self.momentum}, statistics={self.statistics!r}"

@@ -5,30 +5,27 @@ state at the end of every epoch is written to a temporary name and renamed. Resu
 epoch's number only, and repeats the epoch that was cut short.
 """
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
+from rnlib import checkpoint as checkpoints
 from rnlib.attacks import Attack
+from rnlib.checkpoint import History
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import measure
 from rnlib.modes import statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
 CRAFTING = ("train", "train-frozen", "eval")
+PRECISIONS = ("float32", "bfloat16")
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
-
-History = list[dict[str, float]]
-
 
 class TrainingDiverged(RuntimeError):
     """The training loss or a weight is not finite any more; ``history`` holds the epochs before."""
@@ -59,6 +56,12 @@ class Training:
             and every forward pass of the attack enters the running statistics), ``"train-frozen"`` (batch
             statistics, running statistics untouched) or ``"eval"`` (running statistics).
         clip: largest gradient norm, > 0, or None for no clipping.
+        precision: ``"bfloat16"`` computes the network under autocast, in training and crafting; weights,
+            running statistics, loss and validation stay ``"float32"``. Twice as fast on GPUs and on CPUs with
+            bfloat16 units, slow on other CPUs.
+        channels_last: memory format of weights and images, the faster one for convolutions.
+        compile: let ``torch.compile`` fuse the network; costs about a minute at the start, and a C++ compiler
+            on a CPU.
         seed: of order, augmentation, dropout and attack noise (not of the weights).
     """
 
@@ -72,6 +75,9 @@ class Training:
     attack: Attack | None = None
     crafting: str = "train"
     clip: float | None = None
+    precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -79,6 +85,8 @@ class Training:
             raise ValueError(f"schedule is {self.schedule!r}, it must be one of {SCHEDULES}")
         if self.crafting not in CRAFTING:
             raise ValueError(f"crafting is {self.crafting!r}, it must be one of {CRAFTING}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}, it must be one of {PRECISIONS}")
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             sizes = f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr})"
             raise ValueError(f"{sizes} must be positive")
@@ -124,7 +132,11 @@ def fit(
     """
     if not len(dataset):
         raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to train on")
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
+    model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
+    network: nn.Module = _Bfloat16(model) if training.precision == "bfloat16" else model
+    if training.compile:
+        network = torch.compile(network)  # type: ignore[assignment]
     optimizer = torch.optim.SGD(
         model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )
@@ -133,14 +145,15 @@ def fit(
     history: History = []
     # The attack by its own repr: asdict would not tell PGD from PGDL2.
     identity = {"settings": repr(asdict(training) | {"attack": training.attack})}
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     if checkpoint is not None:
         identity |= {"images": dataset.fingerprint, "network": repr(model)}
         if checkpoint.exists():
-            history = _resume(checkpoint, identity, model, optimizer, schedule, device)
+            history = checkpoints.resume(checkpoint, identity, parts, device)
     for epoch in range(len(history), training.epochs):
         start = perf_counter()
         loss, accuracy = _epoch(
-            model, dataset, training, epoch, optimizer, schedule, history, device, on_step
+            network, dataset, training, epoch, optimizer, schedule, history, device, on_step
         )
         record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
         record |= {"train_loss": loss, "train_accuracy": accuracy}
@@ -150,33 +163,40 @@ def fit(
             record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": val_accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]
         if checkpoint is not None:
-            _save(checkpoint, identity, model, optimizer, schedule, history)
+            checkpoints.save(checkpoint, identity, parts, history)
         on_epoch(history)
     return history
 
 
 def _epoch(
-    model: nn.Module, dataset: Dataset, training: Training, epoch: int, optimizer: torch.optim.Optimizer,
+    network: nn.Module, dataset: Dataset, training: Training, epoch: int, optimizer: torch.optim.Optimizer,
     schedule: LRScheduler, history: History, device: str | torch.device, on_step: Callable[[], None],
 ) -> tuple[float, float]:  # fmt: skip
     seed = 100_003 * training.seed + epoch
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.Generator(device).manual_seed(seed)
+    # A stream for each kind of chance: generators of one seed would draw the same raw numbers. (Those of a CPU
+    # look at 32 bits.)
+    order, noise, dropout = seed, seed + 10**9, seed + 2 * 10**9
+    attacker = torch.Generator(device).manual_seed(noise)
     total_loss = torch.zeros((), device=device)
     total_correct = torch.zeros((), dtype=torch.long, device=device)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # dropout
-        stream = batches(dataset, training.batch_size, generator=generator, augmented=True, device=device)
+        torch.manual_seed(dropout)
+        stream = batches(
+            dataset, training.batch_size, generator=torch.Generator().manual_seed(order), augmented=True,
+            device=device, channels_last=training.channels_last,
+        )  # fmt: skip
         for step, (x, y) in enumerate(stream):
             if training.attack is not None:
-                x = _craft(model, training, x, y, noise)
-            model.train()
-            logits = model(x)
+                network.train(training.crafting != "eval")
+                tracked = training.crafting == "train"
+                x = training.attack(network, x, y, generator=attacker, update_buffers=tracked, checked=True)
+            network.train()
+            logits = network(x)
             loss = F.cross_entropy(logits, y)
             optimizer.zero_grad()
             loss.backward()
             if training.clip is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+                nn.utils.clip_grad_norm_(network.parameters(), training.clip)
             optimizer.step()
             schedule.step()
             total_loss += loss.detach() * len(y)
@@ -185,15 +205,21 @@ def _epoch(
                 raise TrainingDiverged(epoch + 1, step, history)
             on_step()
     # The last step may have spoilt weights that no loss has seen yet.
-    if not all(torch.isfinite(tensor).all() for tensor in (total_loss, *model.parameters())):
+    if not all(torch.isfinite(tensor).all() for tensor in (total_loss, *network.parameters())):
         raise TrainingDiverged(epoch + 1, step, history)
     return total_loss.item() / len(dataset), 100 * total_correct.item() / len(dataset)
 
 
-def _craft(model: nn.Module, training: Training, x: Tensor, y: Tensor, noise: torch.Generator) -> Tensor:
-    assert training.attack is not None
-    model.train(training.crafting != "eval")
-    return training.attack(model, x, y, generator=noise, update_buffers=training.crafting == "train")
+class _Bfloat16(nn.Module):
+    """A network under autocast that answers float32, so that the loss is computed in float32."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return self.model(x).float()
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
@@ -204,31 +230,3 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
         optimizer, training.lr, total_steps=total, anneal_strategy="linear", cycle_momentum=False,
         final_div_factor=1e4, pct_start=max(0.2, 1.5 / total),  # 1 / total would be divided by zero
     )  # fmt: skip
-
-
-def _save(
-    path: Path, identity: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler, history: History,
-) -> None:  # fmt: skip
-    state: dict[str, Any] = {**identity, "history": history, "model": model.state_dict()}
-    state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-def _resume(
-    path: Path, identity: dict[str, str], model: nn.Module, optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler, device: str | torch.device,
-) -> History:  # fmt: skip
-    state = torch.load(path, map_location=device, weights_only=True)
-    for key, value in identity.items():
-        for there, here in zip_longest(state[key].splitlines(), value.splitlines()):
-            if there != here:
-                fix = f"remove it, or name another checkpoint. There {there!r}, here {here!r}"
-                raise ValueError(f"{path} was written with other {key}: {fix}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return state["history"]

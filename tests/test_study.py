@@ -354,9 +354,9 @@ def test_equal_accuracies_are_unclear_and_within_a_margin_the_same():
 
 def test_an_interval_that_holds_both_nothing_and_the_papers_difference_is_inconclusive():
     def noisy(run, mode, attack):
-        return 51.0 if run.norm == "robust_norm" else 50.0
+        return {0: 51.0, 1: 50.0, 2: 49.5}[run.seed] if run.norm == "robust_norm" else 50.0
 
-    fake_results("laptop", noisy, shuffled=True)  # unpaired outcomes: an interval of about 4 points each way
+    fake_results("laptop", noisy, shuffled=True)  # unpaired outcomes
     verdict = claims.judge("table3-tracking-natural", "laptop")
     assert verdict.comparisons[0].direction == "unclear"
     assert verdict.direction == claims.INCONCLUSIVE

@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rnlib import train
 from rnlib.attacks import BIM, PGD, PGDL2, Attack
@@ -62,7 +64,7 @@ def test_fit_is_sgd_with_momentum_on_the_augmented_batches(attack):
     history = fit(model, data, training)
     velocity = {name: torch.zeros_like(p) for name, p in by_hand.named_parameters()}
     for epoch in range(2):
-        order, noise = (torch.Generator().manual_seed(100_003 * 4 + epoch) for _ in range(2))
+        order, noise = (torch.Generator().manual_seed(100_003 * 4 + epoch + k * 10**9) for k in range(2))
         loss_sum = correct = 0
         for x, y in batches(data, 8, generator=order, augmented=True):
             if attack is not None:
@@ -145,6 +147,86 @@ def test_seed_decides_the_order():
     fit(model, dataset(), settings(epochs=1))
     fit(other, dataset(), settings(epochs=1, seed=1))
     assert not torch.equal(model[-1].weight, other[-1].weight)
+
+
+def test_order_attack_and_dropout_have_streams_of_their_own(monkeypatch):
+    """The CPU's generators look at 32 bits of a seed only."""
+    seeds, model, images = [], network(), dataset()
+    seen = torch.manual_seed
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeds.append(seed) or seen(seed))
+
+    class Spy(torch.Generator):
+        def manual_seed(self, seed):
+            seeds.append(seed)
+            return super().manual_seed(seed)
+
+    monkeypatch.setattr(torch, "Generator", Spy)
+    fit(model, images, settings(epochs=2, attack=PGD2))
+    assert len({seed % 2**32 for seed in seeds}) == len(seeds) == 6
+
+
+# --- speed --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "robust_norm", "no_norm"])
+def test_bfloat16_stays_near_float32(norm):
+    """A step in 8 bits of mantissa has the loss within 2% and a direction within 25 degrees."""
+    models, losses, steps = [network(norm) for _ in range(2)], [], []
+    before = torch.cat([p.detach().flatten() for p in models[0].parameters()])
+    for model, precision in zip(models, ("float32", "bfloat16"), strict=True):
+        training = settings(epochs=1, batch_size=64, precision=precision)
+        losses.append(fit(model, dataset(64), training)[0]["train_loss"])
+        steps.append(torch.cat([p.detach().flatten() for p in model.parameters()]) - before)
+        assert {value.dtype for value in model.state_dict().values()} <= {torch.float32, torch.int64}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert F.cosine_similarity(*steps, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
+def test_a_compiled_network_trains_as_the_network_does(norm, monkeypatch):
+    """The compiler's front end sees all of a step; its C++ back end is its authors' to test."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+    model, plain = network(norm), network(norm)
+    history = fit(model, dataset(16), settings(epochs=2, attack=PGD2, compile=True))
+    assert graphs
+    assert untimed(history) == untimed(fit(plain, dataset(16), settings(epochs=2, attack=PGD2)))
+    same(model, plain)
+
+
+def test_contiguous_weights_stay_contiguous():
+    model, usual = network(), network()
+    options = {"epochs": 2, "attack": PGD2}
+    history = fit(model, dataset(), settings(channels_last=False, **options), validation=dataset(8))
+    assert all(weight.is_contiguous() for weight in model.parameters())
+    expected = fit(usual, dataset(), settings(**options), validation=dataset(8))
+    assert [r["train_loss"] for r in history] == pytest.approx([r["train_loss"] for r in expected], rel=1e-3)
+
+
+@pytest.mark.parametrize("attack", [None, PGD2, PGDL2(0.03, steps=2)])
+@pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
+def test_no_step_waits_for_the_device(norm, attack):
+    """Every .item(), float() or bool() of a tensor is one of these operators."""
+    waits, steps = [], []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+                waits.append(len(steps))
+            return function(*args, **(kwargs or {}))
+
+    with Watch():
+        fit(network(norm), dataset(48), settings(epochs=1, attack=attack), on_step=lambda: steps.append(0))
+    # the look at the loss in the first step of an epoch, and those after the last
+    assert len(steps) == 6
+    assert set(waits) <= {0, 6}
+    assert waits.count(0) == 1
 
 
 # --- schedules ----------------------------------------------------------------------------------------------
@@ -391,6 +473,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, change, message):
     [
         ({"schedule": "cosine"}, "schedule is 'cosine'.*'step', 'one_cycle'"),
         ({"crafting": "frozen"}, "crafting is 'frozen'.*'train', 'train-frozen', 'eval'"),
+        ({"precision": "float16"}, "precision is 'float16'.*'float32', 'bfloat16'"),
         ({"epochs": 0}, r"epochs \(0\).*must be positive"),
         ({"batch_size": 0}, r"batch_size \(0\)"),
         ({"lr": 0.0}, r"lr \(0.0\)"),

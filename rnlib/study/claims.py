@@ -116,7 +116,8 @@ def _compare(claim: dict[str, Any], profile: str) -> list[Comparison]:
 def _compare_accuracy(
     claim: dict[str, Any], profile: str, sample: dict[str, Any], attack: str
 ) -> Comparison | None:
-    table = results.select(results.evaluations(profile), sample | {"attack": attack})
+    experiment = claim.get("experiment", "headline")
+    table = results.select(results.evaluations(profile, experiment), sample | {"attack": attack})
     first, second = (results.select(table, claim[side]) for side in ("first", "second"))
     pairs = first.merge(second, on="seed", suffixes=("", "_second"))
     if pairs.empty:
@@ -135,7 +136,8 @@ def _compare_accuracy(
 def _compare_statistics(
     claim: dict[str, Any], profile: str, sample: dict[str, Any], quantity: str
 ) -> Comparison | None:
-    table = results.select(results.statistics(profile), sample)
+    experiment = claim.get("experiment", "headline")
+    table = results.select(results.statistics(profile, experiment), sample)
     first, second = (results.select(table, {"condition": condition}) for condition in claim["conditions"])
     pairs = first.merge(second, on=["seed", "layer", "channel"], suffixes=("", "_second"))
     if pairs.empty:

@@ -79,11 +79,11 @@ def bootstrap_mean(values: NDArray[np.floating], *, seed: int = 0) -> tuple[floa
     return float(values.mean()), float(low), float(high)
 
 
-def _tables(profile: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
-    """One file of every run of the grid, with the run's settings; only the columns, where there is none."""
+def _tables(profile: str, experiment: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
+    """One file of every run of an experiment, with its settings; only the columns, where there is none."""
     tables = []
     for run in grid(profile):
-        if (path := run.directory / file).exists():
+        if run.experiment == experiment and (path := run.directory / file).exists():
             table = pd.read_csv(path)
             tables.append(table.assign(run=run.name, **{key: getattr(run, key) for key in SETTINGS}))
     return (
@@ -91,19 +91,20 @@ def _tables(profile: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def evaluations(profile: str) -> pd.DataFrame:
-    """Accuracies: ``evaluations.csv`` of all runs of a profile's grid."""
-    return _tables(profile, store.EVALUATIONS, ["statistics", "attack", "accuracy"])
+def evaluations(profile: str, experiment: str = "headline") -> pd.DataFrame:
+    """Accuracies: ``evaluations.csv`` of the runs of an experiment."""
+    return _tables(profile, experiment, store.EVALUATIONS, ["statistics", "attack", "accuracy"])
 
 
-def histories(profile: str) -> pd.DataFrame:
-    """Training curves: ``history.csv`` of all runs of a profile's grid, one row an epoch."""
-    return _tables(profile, store.HISTORY, ["epoch"])
+def histories(profile: str, experiment: str = "headline") -> pd.DataFrame:
+    """Training curves: ``history.csv`` of the runs of an experiment, one row an epoch."""
+    return _tables(profile, experiment, store.HISTORY, ["epoch"])
 
 
-def statistics(profile: str) -> pd.DataFrame:
-    """Probes: ``statistics.csv`` of all runs of a profile's grid, one row a channel and condition."""
-    return _tables(profile, store.STATISTICS, ["condition", "layer", "channel", "shift_abs", "log_ratio_abs"])
+def statistics(profile: str, experiment: str = "headline") -> pd.DataFrame:
+    """Probes: ``statistics.csv`` of the runs of an experiment, one row a channel and condition."""
+    columns = ["condition", "layer", "channel", "shift_abs", "log_ratio_abs"]
+    return _tables(profile, experiment, store.STATISTICS, columns)
 
 
 def outcomes(profile: str, run: str, statistics: str, attack: str) -> NDArray[np.bool_] | None:

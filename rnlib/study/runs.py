@@ -22,7 +22,7 @@ from rnlib.train import Training
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = ("quick", "laptop", "paper")
 TRAININGS = ("natural", "adversarial")
-IDENTITY = ("profile", "dataset", "architecture", "norm", "p", "training", "seed")
+IDENTITY = ("profile", "experiment", "dataset", "architecture", "norm", "p", "training", "seed")
 
 
 def results_folder(profile: str) -> Path:
@@ -35,6 +35,8 @@ class Run:
     """Every setting of a training; :func:`make_run` fills in what a profile says.
 
     Attributes:
+        profile: quick, laptop or paper.
+        experiment: what the run is for; a profile may give each experiment settings of its own.
         dataset: a name of ``rnlib.data.STATISTICS``.
         architecture: resnet<depth>, resnet_released50 or vgg<depth>.
         norm, p: see :func:`rnlib.make_norm`; p is None for norms without a power.
@@ -45,7 +47,7 @@ class Run:
         attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
         train_images: train on the first so many of a fixed permutation, None for all.
         validation_images: test images measured after each epoch; nothing is chosen by them.
-        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting: see
+        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting, precision: see
             :class:`rnlib.Training`.
     """
 
@@ -68,6 +70,8 @@ class Run:
     milestones: tuple[int, ...] = ()
     clip: float | None = None
     p: float | None = None
+    precision: str = "float32"
+    experiment: str = "headline"
     width: int | None = None
     eps: float = 0.03
     train_images: int | None = None
@@ -85,6 +89,8 @@ class Run:
         """Name of the folder: what is trained, and a hash where other settings are not the profile's."""
         norm = self.norm if self.p is None else f"{self.norm}-p{self.p:g}"
         parts = [self.dataset, self.architecture, norm, self.training, f"seed{self.seed}"]
+        if self.experiment != "headline":
+            parts.append(self.experiment)
         if _settings({key: getattr(self, key) for key in IDENTITY}) != _settings(asdict(self)):
             parts.append(self.hash[:6])
         return "_".join(parts)
@@ -149,9 +155,14 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     norm, training = chosen.get("norm", "batch_norm"), chosen.get("training", "natural")
     if training not in TRAININGS:
         raise ValueError(f"training is {training!r}, it must be one of {TRAININGS}")
+    experiments = {"headline": {}} | profile.get("experiments", {})
+    experiment = chosen.get("experiment", "headline")
+    if experiment not in experiments:
+        raise ValueError(f"experiment is {experiment!r}, it must be one of {', '.join(experiments)}")
     settings = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
     settings |= {"norm": norm, "training": training, "seed": 0}
-    settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {}) | chosen
+    settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
+    settings |= experiments[experiment] | chosen
     return settings | {"milestones": tuple(settings["milestones"])}
 
 
@@ -181,6 +192,11 @@ def grid(profile: str) -> tuple[Run, ...]:
 
 
 def attack_suite(run: Run) -> dict[str, Attack]:
-    """The attacks of a run's evaluation: the paper's, and PGD at eps in 255ths (``pgd_linf_2px``)."""
-    pixel_eps = read_profile(run.profile)["evaluation"]["pixel_eps"]
-    return paper_suite(run.dataset) | {f"pgd_linf_{eps}px": PGD(eps / 255) for eps in pixel_eps}
+    """The attacks of a run's evaluation: the paper's, and PGD at eps in 255ths (``pgd_linf_2px``).
+
+    A profile may name fewer for an experiment.
+    """
+    evaluation = read_profile(run.profile)["evaluation"]
+    suite: dict[str, Attack] = paper_suite(run.dataset)
+    suite |= {f"pgd_linf_{eps}px": PGD(eps / 255) for eps in evaluation["pixel_eps"]}
+    return {name: suite[name] for name in evaluation.get("attacks", {}).get(run.experiment, suite)}
