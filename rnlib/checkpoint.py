@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-
 History = list[dict[str, float]]
 
 

@@ -173,8 +173,8 @@ def _epoch(
     schedule: LRScheduler, history: History, device: str | torch.device, on_step: Callable[[], None],
 ) -> tuple[float, float]:  # fmt: skip
     seed = 100_003 * training.seed + epoch
-    # A stream for each kind of chance: generators of one seed would draw the same raw numbers. (Those of a CPU
-    # look at 32 bits.)
+    # A stream for each kind of chance: generators of one seed would draw the same raw numbers.
+    # A CPU's generator looks at 32 bits of its seed.
     order, noise, dropout = seed, seed + 10**9, seed + 2 * 10**9
     attacker = torch.Generator(device).manual_seed(noise)
     total_loss = torch.zeros((), device=device)

@@ -49,13 +49,22 @@ def test_every_run_of_a_grid_can_be_built_and_has_a_folder_of_its_own(profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_budgets_are_equal_across_norms(profile):
-    for training in ("natural", "adversarial"):
-        budgets = {
-            (run.epochs, run.batch_size, run.attack_steps, run.schedule)
-            for run in grid(profile)
-            if run.training == training
-        }
-        assert len(budgets) == 1
+    budgets = {}
+    for run in grid(profile):
+        budget = (run.epochs, run.batch_size, run.attack_steps, run.schedule, run.precision)
+        budgets.setdefault((run.experiment, run.architecture, run.training), set()).add(budget)
+    assert all(len(different) == 1 for different in budgets.values())
+
+
+def test_an_experiment_has_settings_and_a_folder_of_its_own():
+    usual, short = make_run("laptop"), make_run("laptop", experiment="short")
+    assert (usual.epochs, short.epochs) == (8, 3)
+    assert short.name == f"{usual.name}_short"
+    assert make_run("laptop", experiment="short", training="adversarial").epochs == 2
+    assert make_run("laptop", experiment="short", epochs=5).epochs == 5
+    assert set(attack_suite(short)) < set(attack_suite(usual))
+    with pytest.raises(ValueError, match="experiment is 'shrot', it must be one of headline, .*short"):
+        make_run("laptop", experiment="shrot")
 
 
 def test_the_paper_profile_has_the_papers_settings():

@@ -156,13 +156,14 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     if training not in TRAININGS:
         raise ValueError(f"training is {training!r}, it must be one of {TRAININGS}")
     experiments = {"headline": {}} | profile.get("experiments", {})
-    experiment = chosen.get("experiment", "headline")
-    if experiment not in experiments:
-        raise ValueError(f"experiment is {experiment!r}, it must be one of {', '.join(experiments)}")
+    if (name := chosen.get("experiment", "headline")) not in experiments:
+        raise ValueError(f"experiment is {name!r}, it must be one of {', '.join(experiments)}")
+    experiment = dict(experiments[name])
+    budgets = {key: experiment.pop(key, {}) for key in TRAININGS}
     settings = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
     settings |= {"norm": norm, "training": training, "seed": 0}
     settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
-    settings |= experiments[experiment] | chosen
+    settings |= experiment | budgets[training] | chosen
     return settings | {"milestones": tuple(settings["milestones"])}
 
 
