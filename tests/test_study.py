@@ -63,7 +63,7 @@ def test_an_experiment_has_settings_and_a_folder_of_its_own():
     assert make_run("laptop", experiment="short", training="adversarial").epochs == 2
     assert make_run("laptop", experiment="short", epochs=5).epochs == 5
     assert set(attack_suite(short)) < set(attack_suite(usual))
-    with pytest.raises(ValueError, match="experiment is 'shrot', it must be one of headline, .*short"):
+    with pytest.raises(ValueError, match=r"experiment is 'shrot', it must be one of headline, .*short"):
         make_run("laptop", experiment="shrot")
 
 
