@@ -6,7 +6,6 @@ piece is in cache; what is kept for the backward pass is the input and vectors; 
 affine map per channel. The book's performance page has the measured times.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -51,17 +50,6 @@ def per_image(x: Tensor, *reductions: Callable[[Tensor, int], Tensor]) -> list[T
     return [torch.cat(part).view(-1, c) for part in zip(*parts, strict=True)]
 
 
-def affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """``scale * x + shift`` per channel, for x (N, C, H, W), of the dtype and memory format of x."""
-    if channels_innermost(x) and x.dtype == scale.dtype:
-        n, c, h, w = x.shape
-        fold = math.gcd(h * w, 8)
-        rows = x.permute(0, 2, 3, 1).view(-1, fold * c)
-        rows = torch.addcmul(shift.repeat(fold), rows, scale.repeat(fold))
-        return rows.view(n, h, w, c).permute(0, 3, 1, 2)
-    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
-
-
 def _locate(x: Tensor, images: Tensor) -> Tensor:
     """Where the extremes of each channel lie in the memory of x, given their images (2, C): (2, C).
 
@@ -86,35 +74,34 @@ class _RangeNorm(Function):
         (low, first), (high, last) = lows.min(0), highs.max(0)
         spread = high - low
         centre = means[0].mean(0) if means else low
-        scale = (spread + eps) ** -p
-        gain = scale if weight is None else scale * weight
-        shift = -centre * gain if bias is None else torch.addcmul(bias, centre, gain, value=-1)
+        span = spread + eps
+        variance = span ** (2 * p)  # PyTorch's kernel takes a square root
+        y = F.batch_norm(x, centre, variance, weight, bias, eps=0.0)
         images = torch.stack((first, last)).div_(len(lows) // len(x), rounding_mode="floor")
-        ctx.save_for_backward(x, weight, gain, centre, spread, images)
-        ctx.p, ctx.eps, ctx.centre_at_min = p, eps, centre_at_min
+        ctx.save_for_backward(x, weight, centre, span, variance, images)
+        ctx.p, ctx.centre_at_min = p, centre_at_min
         ctx.mark_non_differentiable(centre, spread)
-        return affine(x, gain, shift), centre, spread
+        return y, centre, spread
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
-        x, weight, gain, centre, spread, images = ctx.saved_tensors
+        x, weight, centre, span, variance, images = ctx.saved_tensors
         last = channels_innermost(x)
         grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        span = spread + ctx.eps
         # The evaluation form of the kernel sums grad (x - centre) / span^p and grad over each channel.
         _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, None, centre, span ** (2 * ctx.p), None, None, False, 0.0, [False, True, True]
+            grad, x, None, centre, variance, None, None, False, 0.0, [False, True, True]
         )
         grad_spread = grad_weight * (-ctx.p / span)
+        grad_centre = -grad_bias * variance.rsqrt()
         if weight is not None:
-            grad_spread *= weight
-        grad_centre = -gain * grad_bias
+            grad_spread, grad_centre = grad_spread * weight, grad_centre * weight
         if ctx.centre_at_min:
-            shift, grad_low = torch.zeros_like(gain), grad_centre - grad_spread
+            shift, grad_low = None, grad_centre - grad_spread
         else:
-            shift, grad_low = grad_centre / (x.numel() // len(gain)), -grad_spread
-        grad_x = affine(grad, gain, shift)
+            shift, grad_low = grad_centre / (x.numel() // len(centre)), -grad_spread
+        grad_x = F.batch_norm(grad, torch.zeros_like(centre), variance, weight, shift, eps=0.0)
         flat = (grad_x.permute(0, 2, 3, 1) if last else grad_x).view(-1)
         extremes = torch.cat((grad_low, grad_spread)).to(flat.dtype)
         flat.index_add_(0, _locate(x, images).view(-1), extremes)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from rnlib.functional import affine, per_image, range_norm
+from rnlib.functional import per_image, range_norm
 from rnlib.models import resnet
 from rnlib.modes import evaluation_mode, statistics_modes, track, use_statistics
 from rnlib.norms import NORMS, BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
@@ -246,13 +246,6 @@ def test_reductions_image_by_image(cache, monkeypatch):
         dims = (0, 2, 3)
         torch.testing.assert_close((low.amin(0), high.amax(0)), (x.amin(dims), x.amax(dims)), rtol=0, atol=0)
         torch.testing.assert_close(mean.mean(0), x.mean(dims))
-
-
-def test_affine_map_of_each_channel():
-    for x in (LAYOUTS[layout] for layout in LAYOUTS if LAYOUTS[layout].dim() == 4):
-        scale, shift = draw(x.shape[1], seed=1), draw(x.shape[1], seed=2)
-        y = affine(x, scale, shift)
-        torch.testing.assert_close(y, shaped(scale, x) * x + shaped(shift, x))
 
 
 def test_range_norm_is_differentiable_once_and_says_so():
