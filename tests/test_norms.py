@@ -255,6 +255,43 @@ def test_range_norm_is_differentiable_once_and_says_so():
         gradient.sum().backward()
 
 
+@each_range_norm
+@pytest.mark.parametrize("statistics", ["tracked", "batch"])
+def test_transforms_of_torch_func_work_or_say_that_they_do_not(name, statistics):
+    """Gradients of each image by itself: with tracked statistics yes, with those of a batch they make no sense."""
+    layer, x = layer_for(name, 3).eval(), draw(4, 3, 5, 5)
+    layer.statistics = statistics
+
+    def loss(image):
+        return layer(image[None]).square().sum()
+
+    if statistics == "batch":
+        with pytest.raises(RuntimeError, match="functorch transforms"):
+            torch.func.vmap(torch.func.grad(loss))(x)
+        return
+    leaf = x.clone().requires_grad_()
+    wanted = gradients(layer(leaf).square().sum(), torch.tensor(1.0, dtype=x.dtype), leaf)[0]
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(x), wanted)
+
+
+@each_batch_norm
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_little_is_kept_for_the_backward_pass(name, memory_format):
+    """The input and vectors: no more than 5% above native batch norm."""
+
+    def kept(layer):
+        x = draw(64, 16, 16, 16, dtype=torch.float32).contiguous(memory_format=memory_format).requires_grad_()
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t,
+            lambda t: t,
+        ):
+            layer(x)
+        return sum(sizes.values())
+
+    assert 0 < kept(layer_for(name, 16, torch.float32)) <= 1.05 * kept(nn.BatchNorm2d(16))
+
+
 # --- what the formulas imply --------------------------------------------------------------------------------
 
 batches = st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=12)
