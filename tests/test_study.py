@@ -238,6 +238,16 @@ def test_a_folder_with_other_settings_is_refused():
         work.train_run(run)
 
 
+def test_an_older_run_without_a_later_setting_is_still_the_same_run():
+    run = make_run("quick", **TINY)
+    work.train_run(run)
+    config = run.directory / store.CONFIG
+    old = json.loads(config.read_text())
+    del old["settings"]["compile"]
+    store.write_json(config, old)
+    assert [row["epoch"] for row in work.train_run(run)] == [1]
+
+
 def test_a_diverged_run_keeps_its_history_and_leaves_no_weights():
     run = make_run("quick", **TINY | {"epochs": 40, "lr": 1e6, "norm": "no_norm"})
     with pytest.raises(TrainingDiverged, match="lower lr"):

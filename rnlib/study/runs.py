@@ -47,8 +47,8 @@ class Run:
         attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
         train_images: train on the first so many of a fixed permutation, None for all.
         validation_images: test images measured after each epoch; nothing is chosen by them.
-        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting, precision: see
-            :class:`rnlib.Training`.
+        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting, precision,
+            channels_last, compile: see :class:`rnlib.Training`.
     """
 
     profile: str
@@ -71,6 +71,8 @@ class Run:
     clip: float | None = None
     p: float | None = None
     precision: str = "float32"
+    channels_last: bool = True
+    compile: bool = False
     experiment: str = "headline"
     width: int | None = None
     eps: float = 0.03
@@ -140,6 +142,9 @@ class Run:
         raise ValueError(f"architecture is {self.architecture!r}, known are {known}")
 
 
+DEFAULTS = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
+
+
 @cache
 def read_profile(profile: str) -> dict[str, Any]:
     """The contents of ``profiles/<profile>.yml``."""
@@ -160,8 +165,7 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"experiment is {name!r}, it must be one of {', '.join(experiments)}")
     experiment = dict(experiments[name])
     budgets = {key: experiment.pop(key, {}) for key in TRAININGS}
-    settings = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
-    settings |= {"norm": norm, "training": training, "seed": 0}
+    settings = DEFAULTS | {"norm": norm, "training": training, "seed": 0}
     settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
     settings |= experiment | budgets[training] | chosen
     return settings | {"milestones": tuple(settings["milestones"])}

@@ -19,7 +19,7 @@ from rnlib.data import Dataset, load, test_order
 from rnlib.evaluate import Evaluation, evaluate
 from rnlib.modes import statistics_modes
 from rnlib.study import store
-from rnlib.study.runs import IDENTITY, ROOT, Run, attack_suite, read_profile
+from rnlib.study.runs import DEFAULTS, IDENTITY, ROOT, Run, attack_suite, read_profile
 from rnlib.train import History, fit
 
 
@@ -75,10 +75,9 @@ def train_run(
     directory = run.directory
     config = directory / store.CONFIG
     settings = json.loads(json.dumps(asdict(run)))
-    if config.exists() and (other := json.loads(config.read_text())["settings"]) != settings:
-        different = {
-            key: (other.get(key), value) for key, value in settings.items() if other.get(key) != value
-        }
+    # A setting that was added later has its default in an older run.
+    there = DEFAULTS | json.loads(config.read_text())["settings"] if config.exists() else settings
+    if different := {k: (there.get(k), here) for k, here in settings.items() if there.get(k) != here}:
         raise ValueError(
             f"{directory} holds a run with other settings (there, here): {different}; remove or rename it"
         )
