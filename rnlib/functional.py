@@ -126,8 +126,8 @@ def range_norm(
 
     ``y = weight (x - centre) / (max - min + eps)^p + bias``. ``eps`` stands inside the power, so that the
     slope at range 0 is finite (the authors' code adds it outside, where the slope is infinite). Where several
-    elements tie for the extreme, the gradient of the range goes to the first of them. Differentiable once, but
-    not by the transforms of torch.func.
+    elements tie for the extreme, the gradient of the range goes to the first of them. Differentiable once,
+    and not by the transforms of torch.func.
 
     Args:
         x: (N, C, ...), at least one element per channel.

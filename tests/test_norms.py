@@ -258,7 +258,7 @@ def test_range_norm_is_differentiable_once_and_says_so():
 @each_range_norm
 @pytest.mark.parametrize("statistics", ["tracked", "batch"])
 def test_transforms_of_torch_func_work_or_say_that_they_do_not(name, statistics):
-    """Gradients of each image by itself: they exist with tracked statistics, and not with those of a batch."""
+    """Gradients of each image by itself: tracked statistics have them, those of a batch do not."""
     layer, x = layer_for(name, 3).eval(), draw(4, 3, 5, 5)
     layer.statistics = statistics
 
