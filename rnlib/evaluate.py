@@ -24,6 +24,7 @@ class Evaluation:
         attack: the name that the attack was given.
         correct: bool (n,), in the order of the data set: classified as the label.
         loss: mean cross-entropy of the (attacked) images.
+        distance: float32 (n,), how far each image was moved, ||x_adv - x||_2 with pixels in [0, 1].
         seconds: wall time.
     """
 
@@ -31,6 +32,7 @@ class Evaluation:
     attack: str
     correct: Tensor
     loss: float
+    distance: Tensor
     seconds: float
 
 
@@ -43,7 +45,7 @@ def measure(
     batch_size: int = 100,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, float, Tensor]:
     """Classify a data set in evaluation mode, in fixed batches of its own order, clean or attacked.
 
     The batch that is attacked is the batch that is classified: with batch statistics an image's prediction
@@ -59,7 +61,8 @@ def measure(
         seed: batch i is attacked with the generator seeded by (seed, i), whatever was attacked before.
 
     Returns:
-        correct, bool (n,) on the CPU, and the mean cross-entropy.
+        correct, bool (n,), the mean cross-entropy, and the l2 distances that the images were moved, (n,); on
+        the CPU.
 
     Raises:
         ValueError: no image, a targeted attack (the data set has no target classes), unknown statistics, or
@@ -69,17 +72,20 @@ def measure(
         raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to measure")
     if getattr(attack, "targeted", False):
         raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
-    correct, losses = [], []
+    correct, losses, distances = [], [], []
     switched = nullcontext() if statistics == "none" else use_statistics(model, statistics)
     with switched, evaluation_mode(model), _on(model, device):
         for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
+            original = x
             if attack is not None:
                 x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
             with torch.no_grad():
                 logits = model(x)
             correct.append(logits.argmax(1) == y)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
-        return torch.cat(correct).cpu(), torch.stack(losses).sum().item() / len(dataset)
+            distances.append(torch.linalg.vector_norm((x - original).flatten(1), dim=1))
+        loss = torch.stack(losses).sum().item() / len(dataset)
+        return torch.cat(correct).cpu(), loss, torch.cat(distances).cpu()
 
 
 @contextmanager
@@ -113,7 +119,7 @@ def evaluate(
     for mode in statistics_modes(model) if statistics is None else statistics:
         for name, attack in attacks.items():
             start = perf_counter()
-            correct, loss = measure(
+            correct, loss, distance = measure(
                 model, dataset, attack, statistics=mode, batch_size=batch_size, seed=seed, device=device
             )
-            yield Evaluation(mode, name, correct, loss, perf_counter() - start)
+            yield Evaluation(mode, name, correct, loss, distance, perf_counter() - start)

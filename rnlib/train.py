@@ -158,7 +158,7 @@ def fit(
         record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
         record |= {"train_loss": loss, "train_accuracy": accuracy}
         for mode in statistics_modes(model) if validation is not None else ():
-            correct, val_loss = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
+            correct, val_loss, _ = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
             val_accuracy = 100 * correct.float().mean().item()
             record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": val_accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]

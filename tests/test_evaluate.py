@@ -58,11 +58,18 @@ def by_hand(model, data, statistics, batch_size, attack=None, seed=0):
 @pytest.mark.parametrize("statistics", ["tracked", "batch"])
 def test_measure_is_a_loop_over_the_batches_as_they_are(statistics, batch_size, attack):
     model, data = network("robust_norm"), dataset()
-    correct, loss = measure(model, data, attack, statistics=statistics, batch_size=batch_size, seed=3)
+    options = {"statistics": statistics, "batch_size": batch_size, "seed": 3}
+    correct, loss, distance = measure(model, data, attack, **options)
     wanted, wanted_loss = by_hand(model, data, statistics, batch_size, attack, seed=3)
     assert torch.equal(correct, wanted)
     assert (correct.dtype, correct.shape) == (torch.bool, (23,))
     assert loss == pytest.approx(wanted_loss, rel=1e-4)
+    assert distance.shape == (23,)
+    if attack is None:
+        assert not distance.any()
+    else:  # no further than the corner of the ball
+        assert (distance > 0).all()
+        assert (distance <= 0.1 * data.images[0].numel() ** 0.5 * (1 + 1e-5)).all()
 
 
 class Brightness(nn.Module):
@@ -79,7 +86,7 @@ def test_outcomes_are_in_the_order_of_the_data_set():
     labels = torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1, 1, 0])
     data = Dataset("brightness", images, labels, ("dark", "bright"))
     for batch_size in (1, 4, 100):
-        correct, _ = measure(Brightness(), data, statistics="none", batch_size=batch_size)
+        correct, _, _ = measure(Brightness(), data, statistics="none", batch_size=batch_size)
         assert torch.equal(correct, bright == labels)
 
 

@@ -97,7 +97,7 @@ def test_one_training_is_measured_in_every_statistics_mode(norm, modes):
     columns = [f"val_{kind}_{mode}" for mode in modes for kind in ("loss", "accuracy")]
     assert list(history[0]) == ["epoch", "lr", "train_loss", "train_accuracy", *columns, "seconds"]
     for mode in modes:
-        correct, loss = measure(model, validation, statistics=mode)
+        correct, loss, _ = measure(model, validation, statistics=mode)
         assert history[0][f"val_loss_{mode}"] == loss
         assert history[0][f"val_accuracy_{mode}"] == 100 * correct.float().mean().item()
 

@@ -173,5 +173,6 @@ def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, A
         "correct": correct,
         "accuracy": 100 * correct / n,
         "loss": evaluation.loss,
+        "distance": evaluation.distance.mean().item(),
         "seconds": round(evaluation.seconds, 2),
     }
