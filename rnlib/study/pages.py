@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rnlib.study import results
 from rnlib.study.claims import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, UNTESTED, Verdict, judge, read_claims
 from rnlib.study.figures import ATTACKS, SERIES
-from rnlib.study.runs import Run
+from rnlib.study.runs import Run, grid
 
 LOOK = {
     REPRODUCED: ("tip", "✓"),
@@ -43,9 +43,10 @@ def setting(profile: str) -> Markdown:
             f"{int(e)} {t}"
             for t, e in table.groupby("training").epochs.max().sort_index(ascending=False).items()
         )
+        precision = " or ".join(sorted({run.precision for run in grid(profile) if run.name in set(table.run)}))
         text += (
             f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
-            f" training: {epochs}; {int(table.n.min()):,} test images in batches of"
+            f" training: {epochs}; trained in {precision}, evaluated in float32; {int(table.n.min()):,} test images in batches of"
             f" {int(table.batch_size.max())}, {table.seed.nunique()}"
             f" seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint `{table.fingerprint.iloc[0]}`,"
             f" code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
