@@ -43,12 +43,13 @@ def setting(profile: str) -> Markdown:
             f"{int(e)} {t}"
             for t, e in table.groupby("training").epochs.max().sort_index(ascending=False).items()
         )
-        precision = " or ".join(sorted({run.precision for run in grid(profile) if run.name in set(table.run)}))
+        names = set(table.run)
+        precision = " or ".join(sorted({run.precision for run in grid(profile) if run.name in names}))
         text += (
             f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
-            f" training: {epochs}; trained in {precision}, evaluated in float32; {int(table.n.min()):,} test images in batches of"
-            f" {int(table.batch_size.max())}, {table.seed.nunique()}"
-            f" seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint `{table.fingerprint.iloc[0]}`,"
+            f" training: {epochs}; trained in {precision}, evaluated in float32;"
+            f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
+            f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint `{table.fingerprint.iloc[0]}`,"
             f" code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
         )
     if profile == "quick":
