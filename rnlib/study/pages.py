@@ -49,7 +49,8 @@ def setting(profile: str) -> Markdown:
             f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
             f" training: {epochs}; trained in {precision}, evaluated in float32;"
             f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
-            f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''}; data fingerprint `{table.fingerprint.iloc[0]}`,"
+            f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''};"
+            f" data fingerprint `{table.fingerprint.iloc[0]}`,"
             f" code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
         )
     if profile == "quick":
