@@ -18,6 +18,7 @@
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
+experiment = None  # None: headline, or another of the profile
 dataset = None  # None: the profile's, here and below
 architecture = None  # resnet20, resnet38, vgg11, ...
 norm = None  # batch_norm, robust_norm, min_max_norm, mean_range_norm, no_norm, group_norm
