@@ -12,6 +12,7 @@ from rnlib.attacks import (
     paper_suite,
     success,
 )
+from rnlib.audit import BatchDependence, audit_batch_dependence
 from rnlib.convert import convert_norms
 from rnlib.crafting import Attack
 from rnlib.data import Dataset, load
@@ -29,6 +30,7 @@ __all__ = [
     "PGD",
     "PGDL2",
     "Attack",
+    "BatchDependence",
     "BatchNorm",
     "CarliniWagner",
     "Dataset",
@@ -44,6 +46,7 @@ __all__ = [
     "RobustNorm",
     "Training",
     "TrainingDiverged",
+    "audit_batch_dependence",
     "batch_statistics",
     "convert_norms",
     "distance",
