@@ -19,7 +19,9 @@ from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
 from rnlib.models import Normalize, resnet, resnet_released50, vgg
 from rnlib.modes import statistics_modes, track, use_statistics
+from rnlib.neighbours import Among, attack_neighbours
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
+from rnlib.square import Square
 from rnlib.tracking import batch_statistics, distance, recalibrate, tracked_statistics
 from rnlib.train import Training, TrainingDiverged, fit
 
@@ -29,6 +31,7 @@ __all__ = [
     "BIM",
     "PGD",
     "PGDL2",
+    "Among",
     "Attack",
     "BatchDependence",
     "BatchNorm",
@@ -44,8 +47,10 @@ __all__ = [
     "Norm",
     "Normalize",
     "RobustNorm",
+    "Square",
     "Training",
     "TrainingDiverged",
+    "attack_neighbours",
     "audit_batch_dependence",
     "batch_statistics",
     "convert_norms",
