@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rnlib.modes import statistics_modes
 from rnlib.study.book import chapters
-from rnlib.study.runs import grid
+from rnlib.study.diagnostics import DIAGNOSTICS
+from rnlib.study.runs import diagnosed, grid
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
@@ -22,6 +23,7 @@ if config.get("runs", "all") not in ("all", "existing"):
     raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
 WANTED = [RESULT.format(run=name) for name in RUNS]
 WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
+WANTED += [f"results/{PROFILE}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
 if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
 
@@ -86,6 +88,22 @@ rule probe:
         notebook=f"_build/runs/{PROFILE}/{{run}}/probe.ipynb",
     shell:
         "papermill --no-progress-bar notebooks/probe.ipynb {log.notebook} {params.settings}"
+
+
+rule diagnose:
+    input:
+        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+    output:
+        f"results/{PROFILE}/{{run}}/{{diagnostic}}.csv",
+    params:
+        settings=lambda wildcards: RUNS[wildcards.run].options,
+    wildcard_constraints:
+        diagnostic="|".join(DIAGNOSTICS),
+    log:
+        notebook=f"_build/runs/{PROFILE}/{{run}}/{{diagnostic}}.ipynb",
+    shell:
+        "papermill --no-progress-bar notebooks/diagnose.ipynb {log.notebook} {params.settings}"
+        " -p diagnostic {wildcards.diagnostic}"
 
 
 rule train:

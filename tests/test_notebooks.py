@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-WORKERS = ["train", "evaluate", "probe"]
+WORKERS = ["train", "evaluate", "probe", "diagnose"]
 TINY = {"architecture": "resnet8", "width": 2, "train_images": 128, "validation_images": 100, "epochs": 1}
 
 
@@ -35,7 +35,7 @@ def outputs(path):
     return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
 
 
-def test_the_workers_train_evaluate_and_probe_a_run(tmp_path):
+def test_the_workers_train_evaluate_probe_and_diagnose_a_run(tmp_path):
     results = tmp_path / "results"
     for name in WORKERS:
         done = papermill(
@@ -48,6 +48,7 @@ def test_the_workers_train_evaluate_and_probe_a_run(tmp_path):
         assert "stderr" not in {output.get("name") for output in shown}, text[-2000:]
     (folder,) = (results / "quick").iterdir()
     made = "config.json history.csv weights.safetensors evaluations.csv correct.npz statistics.csv"
+    made += " transfer.csv transfer.npz"
     assert {path.name for path in folder.iterdir()} == set(made.split())
     assert any("image/png" in output.get("data", {}) for output in outputs(tmp_path / "train.ipynb"))
 

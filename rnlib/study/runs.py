@@ -196,6 +196,18 @@ def grid(profile: str) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def diagnosed(profile: str) -> list[tuple[Run, str]]:
+    """The runs of a profile's headline that are diagnosed, each with the names of its diagnostics."""
+    wanted = read_profile(profile)["diagnostics"]
+    return [
+        (run, name)
+        for run in grid(profile)
+        for name in wanted["names"]
+        if run.experiment == "headline"
+        and all(getattr(run, key) in values for key, values in wanted["runs"].items())
+    ]
+
+
 def attack_suite(run: Run) -> dict[str, Attack]:
     """The attacks of a run's evaluation: the paper's, and PGD at eps in 255ths (``pgd_linf_2px``).
 
