@@ -24,6 +24,8 @@ if config.get("runs", "all") not in ("all", "existing"):
 WANTED = [RESULT.format(run=name) for name in RUNS]
 WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
 WANTED += [f"results/{PROFILE}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
+PLANE = f"results/{PROFILE}/{{run}}/landscape.csv"
+WANTED += [PLANE.format(run=run.name) for run in dict(diagnosed(PROFILE))]
 if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
 
@@ -104,6 +106,19 @@ rule diagnose:
     shell:
         "papermill --no-progress-bar notebooks/diagnose.ipynb {log.notebook} {params.settings}"
         " -p diagnostic {wildcards.diagnostic}"
+
+
+rule landscape:
+    input:
+        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+    output:
+        PLANE,
+    params:
+        settings=lambda wildcards: RUNS[wildcards.run].options,
+    log:
+        notebook=f"_build/runs/{PROFILE}/{{run}}/landscape.ipynb",
+    shell:
+        "papermill --no-progress-bar notebooks/landscape.ipynb {log.notebook} {params.settings}"
 
 
 rule train:

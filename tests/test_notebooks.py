@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
-WORKERS = ["train", "evaluate", "probe", "diagnose"]
+WORKERS = ["train", "evaluate", "probe", "diagnose", "landscape"]
 TINY = {"architecture": "resnet8", "width": 2, "train_images": 128, "validation_images": 100, "epochs": 1}
 
 
@@ -48,7 +48,7 @@ def test_the_workers_train_evaluate_probe_and_diagnose_a_run(tmp_path):
         assert "stderr" not in {output.get("name") for output in shown}, text[-2000:]
     (folder,) = (results / "quick").iterdir()
     made = "config.json history.csv weights.safetensors evaluations.csv correct.npz statistics.csv"
-    made += " transfer.csv transfer.npz"
+    made += " transfer.csv transfer.npz landscape.csv sharpness.csv"
     assert {path.name for path in folder.iterdir()} == set(made.split())
     assert any("image/png" in output.get("data", {}) for output in outputs(tmp_path / "train.ipynb"))
 

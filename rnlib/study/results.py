@@ -107,6 +107,21 @@ def statistics(profile: str, experiment: str = "headline") -> pd.DataFrame:
     return _tables(profile, experiment, store.STATISTICS, columns)
 
 
+def landscapes(profile: str, experiment: str = "headline") -> pd.DataFrame:
+    """Planes of losses: ``landscape.csv`` of the runs of an experiment, one row a mode and point."""
+    return _tables(profile, experiment, store.LANDSCAPE, ["statistics", "a", "b", "loss"])
+
+
+def sharpness(profile: str, experiment: str = "headline") -> pd.DataFrame:
+    """Sharpness: ``sharpness.csv`` of the runs of an experiment, one row a mode and direction."""
+    return _tables(profile, experiment, store.SHARPNESS, ["statistics", "quantity", "value"])
+
+
+def diagnostic(profile: str, name: str) -> pd.DataFrame:
+    """A diagnostic: ``<name>.csv`` of the runs of the headline, one row a cell."""
+    return _tables(profile, "headline", f"{name}.csv", ["accuracy", "n", "correct"])
+
+
 def outcomes(profile: str, run: str, statistics: str, attack: str) -> NDArray[np.bool_] | None:
     """Whether each test image was classified correctly, (n,), or None where that was not measured."""
     path = results_folder(profile) / run / store.CORRECT

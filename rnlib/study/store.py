@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
 EVALUATIONS, CORRECT, STATISTICS = "evaluations.csv", "correct.npz", "statistics.csv"
+LANDSCAPE, SHARPNESS = "landscape.csv", "sharpness.csv"
 CHECKPOINT, UNFINISHED = "checkpoint.pt", "checkpoint-evaluations.csv"  # only while a run is at work
 
 
