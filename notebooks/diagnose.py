@@ -11,8 +11,9 @@
 # %% [markdown]
 # # Diagnose one run
 #
-# A worker of the grid: one of the decisive experiments on the weights of a trained run. `diagnostic` names
-# it: transfer, ladder, adequacy, fraction, neighbours, black_box or units.
+# A worker of the grid: one experiment on the weights of a trained run. `diagnostic` names
+# it: transfer, ladder, adequacy, fraction, neighbours, black_box, units, eps or
+# batch_size.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper

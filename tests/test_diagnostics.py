@@ -56,6 +56,17 @@ def test_the_diagonals_are_the_usual_evaluation(trained, statistics):
     assert np.array_equal(outcomes[f"100/{statistics}"], wanted)
 
 
+def test_the_sweeps_pass_through_the_usual_evaluation(trained):
+    _, outcomes = diagnosed(trained, "eps")
+    for mode in ("tracked", "batch"):
+        wanted = usual(trained, PGD(EPS), mode)[:100]
+        assert np.array_equal(outcomes[f"pgd_linf/0.03/{mode}"], wanted)
+    _, outcomes = diagnosed(trained, "batch_size")
+    assert np.array_equal(outcomes["clean/100/batch"], usual(trained, None, "batch"))
+    assert np.array_equal(outcomes["clean/100/tracked"], usual(trained, None, "tracked"))
+    assert not np.array_equal(outcomes["clean/2/batch"], outcomes["clean/100/batch"])
+
+
 def test_untouched_neighbours_are_clean_images(trained):
     table, outcomes = diagnosed(trained, "neighbours")
     clean = usual(trained, None, "batch").reshape(-1, 100)
