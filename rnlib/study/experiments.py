@@ -1,7 +1,7 @@
 """Experiments on the weights of one run: Figs 4 to 6, and what decides whether tracking is the cause.
 
 Each is a function of a run, its model and test images that yields (cell, correct): what was done, as a
-dictionary, and for each image whether it was classified correctly. :mod:`rnlib.study.diagnostics` writes them.
+dictionary, and for each image whether it was classified correctly; :mod:`rnlib.study.diagnostics` keeps it.
 """
 
 import copy
