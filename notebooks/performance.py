@@ -159,11 +159,14 @@ for axis, (table, title, factor, unit) in zip((axes[0], axes[2]), panels, strict
         places = np.arange(len(wide)) + (index - (len(wide.columns) - 1) / 2) * 0.4
         axis.barh(places, wide[how], 0.38, color=PALETTE[index], label=how)
     axis.set_yticks(range(len(wide)), attack_names(list(wide.index)))
-    axis.set(title=title, xlabel=f"{unit} an image")
+    axis.set_title(title, fontsize="small")
+    axis.set_xlabel(f"{unit} an image")
+    axis.xaxis.set_major_formatter("{x:g}")
     if len(wide):
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, fontsize="small")
 axes[1].barh(trainings.part, trainings.value.astype(float), color=PALETTE[2])
-axes[1].set(title="training, batch 128", xlabel="ms an image")
+axes[1].set_title("training, batch 128", fontsize="small")
+axes[1].set_xlabel("ms an image")
 for axis in axes:
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
@@ -204,6 +207,7 @@ for axis, (start, label) in zip(axes, SIZES.items(), strict=True):
     axis.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
     axis.set_xticks([], minor=True)
     axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
     if len(values) > 1:
         times = f"{values[-1] / values[0]:.2g}"
         growth.append(f"{label} from {sizes[0]} to {sizes[-1]}: {times} times the cost of an image")
