@@ -24,6 +24,8 @@ from rnlib.models import resnet
 from rnlib.norms import BatchNorm, RobustNorm
 from rnlib.study.runs import ROOT, make_run
 
+pytestmark = [pytest.mark.xdist_group("benchmarks")]  # the rows are measured once
+
 
 def command_line(*arguments):
     command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
