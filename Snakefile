@@ -29,6 +29,8 @@ WANTED += [PLANE.format(run=run.name) for run in dict(diagnosed(PROFILE))]
 if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
 
+BENCHMARKS = [file for file in ("benchmarks/results.csv",) if os.path.exists(file)]
+
 
 def files(folder):
     """The files that a page is made from, compiled ones aside."""
@@ -60,6 +62,7 @@ rule chapter:
         results=WANTED,
         code=files("rnlib"),
         claims="book/claims.yml",
+        benchmarks=lambda wildcards: BENCHMARKS if wildcards.chapter == "performance" else [],
     output:
         f"_build/chapters/{PROFILE}/{{chapter}}.ipynb",
     shell:
