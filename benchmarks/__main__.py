@@ -4,40 +4,20 @@ import argparse
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import rnlib
-from benchmarks import (
-    attacks,
-    evaluation,
-    grid,
-    landscape,
-    measure,
-    memory,
-    norms,
-    papermill,
-    profiles,
-    scaling,
-    training,
-)
+from benchmarks import measure
 from benchmarks.measure import Line
 
-ROWS: dict[str, Callable[[bool], Iterator[Line]]] = {
-    "norms": norms.lines,
-    "memory": memory.lines,
-    "training": training.lines,
-    "attacks": attacks.lines,
-    "evaluation": evaluation.lines,
-    "landscape": landscape.lines,
-    "grid": grid.lines,
-    "papermill": papermill.lines,
-    "scaling": scaling.lines,
-    "profiles": profiles.lines,
-}
+# Each is a module of this package, imported when it is measured: no row needs what another one needs.
+ROWS = ("norms", "memory", "training", "attacks", "evaluation", "landscape", "grid", "papermill", "scaling",
+        "profiles")  # fmt: skip
 RESULTS = Path(__file__).with_name("results.csv")
 # glibc hands blocks of a few megabytes back to the system as soon as they are free, and a loop over one layer
 # then spends most of its time on page faults (0.6 ms for 8 MB). Within a network they are less than 2%: there
@@ -53,6 +33,16 @@ def keep_freed_memory() -> None:
         environment = os.environ | {"GLIBC_TUNABLES": KEEP_MEMORY}
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, environment)
+
+
+def measured(row: str, smoke: bool) -> list[Line]:
+    """All lines of a row.
+
+    Raises:
+        FileNotFoundError: its images or weights are not there; the message says what to do.
+        ModuleNotFoundError: a package that it needs is not there.
+    """
+    return list(import_module(f"benchmarks.{row}").lines(smoke))
 
 
 def number(value: float) -> str:
@@ -105,8 +95,8 @@ def main() -> None:
     failed = False
     for row in options.rows or ROWS:
         try:
-            lines = list(ROWS[row](options.smoke))
-        except FileNotFoundError as error:
+            lines = measured(row, options.smoke)
+        except (FileNotFoundError, ModuleNotFoundError) as error:
             failed = True
             print(f"| {row} | not measured: {error} | | | | | | |", flush=True)
             continue

@@ -52,9 +52,7 @@ def our_attacks(model: nn.Module, steps: int) -> dict[str, Perturb]:
         "FGSM": GradSign(EPS),
         "PGD-linf": PGD(EPS, steps=steps, step_size=STEP, random_start=False),
         "PGD-l2": PGDL2(EPS_L2, steps=steps, step_size=STEP_L2, random_start=False),
-        "CW-l2": CarliniWagner(
-            steps=2 * steps - 1, lr=CW["lr"], initial_c=CW["c"], binary_search_steps=1
-        ),
+        "CW-l2": CarliniWagner(steps=2 * steps - 1, lr=CW["lr"], initial_c=CW["c"], binary_search_steps=1),
     }
     return {name: partial(attack, model) for name, attack in attacks.items()}
 
@@ -140,7 +138,7 @@ def lines(smoke: bool) -> Iterator[Line]:
         rounds = {name: Rounds(attacks[attack], data) for name, attacks in attackers.items()}
         rounds[LAST].data = list(batches(dataset, size))
         # What the first attack warms up, the others find warm.
-        times = interleaved(rounds, seconds=0 if smoke else 4, least=3, warm_up=attack == "FGSM")
+        times = interleaved(rounds, seconds=0 if smoke else 8, least=3, warm_up=attack == "FGSM")
         rates = {name: run.success_rate(model) for name, run in rounds.items()}
         yield exact(f"{attack}, rnlib", "success", rates["rnlib"], "%")
         yield from compare(f"{attack} / rnlib, ours in channels_last", times[LAST], times["rnlib"])

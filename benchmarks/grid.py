@@ -1,6 +1,8 @@
 """Training the same number of images as one process of two threads, and as two processes of one thread.
 
-Every process trains a ResNet-20 of its own when told to, so that neither start nor imports are counted.
+Every process trains a ResNet-20 of its own when told to, so that neither start nor imports are counted. One
+process of one thread, with the other core idle, is measured beside them: it tells how well threads and
+processes scale.
 """
 
 import subprocess
@@ -9,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from benchmarks.measure import Line, compare, interleaved
+from benchmarks.measure import Line, compare, interleaved, summary
 from benchmarks.subjects import BATCH
 from benchmarks.training import bare_steps, batch
 from rnlib.models import resnet
@@ -49,7 +51,11 @@ def lines(smoke: bool) -> Iterator[Line]:
         one.append(start(2, 2 * steps, smoke))
         two.extend(start(1, steps, smoke) for _ in range(2))
         times = interleaved(
-            {"ours": lambda: train_together(two), "baseline": lambda: train_together(one)},
+            {
+                "ours": lambda: train_together(two),
+                "baseline": lambda: train_together(one),
+                "single": lambda: train_together(two[:1]),
+            },
             seconds=0 if smoke else 25,
         )
     finally:
@@ -58,6 +64,7 @@ def lines(smoke: bool) -> Iterator[Line]:
     images = 2 * steps * (4 if smoke else BATCH)
     case = "-j2 of 1 thread / -j1 of 2 threads"
     yield from compare(case, times["ours"], times["baseline"], ">= 1.1", images=images)
+    yield summary("-j1 of 1 thread", "speed", images / 2 / times["single"], "images/s")
 
 
 def work(threads: int, steps: int, smoke: bool) -> None:

@@ -59,9 +59,14 @@ class Line:
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]], *, seconds: float, least: int = 5, warm_up: bool = True
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    seconds: float,
+    least: int = 5,
+    warm_up: bool = True,
+    turn: float = 0,
 ) -> dict[str, Seconds]:
-    """Time functions in rounds: each runs once a round, in an order that rotates.
+    """Time functions in rounds: each has one turn a round, in an order that rotates.
 
     What slows the machine for a while then slows all of them. What a function returns is dropped before the
     clock stops, for all alike, and the garbage collector waits.
@@ -71,14 +76,21 @@ def interleaved(
         seconds: no new round after so many seconds; 0 for a single round.
         least: number of rounds at least.
         warm_up: call each once before the first round.
+        turn: seconds that a turn should last: what is done sooner is called so many times that it does.
+            With 0 a turn is one call, which finds in the caches what the others left there.
 
     Returns:
-        Seconds of each round (rounds,), by name.
+        Seconds a call of each round (rounds,), by name.
     """
     names, least = list(functions), least if seconds else 1
     times: dict[str, list[float]] = {name: [] for name in names}
+    calls = dict.fromkeys(names, 1)
     for name in names if warm_up else ():
         functions[name]()
+        if turn:
+            start = perf_counter()
+            functions[name]()
+            calls[name] = math.ceil(turn / (perf_counter() - start))
     gc.collect()
     gc.disable()
     try:
@@ -87,8 +99,9 @@ def interleaved(
             shift = rounds % len(names)
             for name in names[shift:] + names[:shift]:
                 start = perf_counter()
-                functions[name]()
-                times[name].append(perf_counter() - start)
+                for _ in range(calls[name]):
+                    functions[name]()
+                times[name].append((perf_counter() - start) / calls[name])
             rounds += 1
     finally:
         gc.enable()

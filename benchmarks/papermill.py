@@ -1,6 +1,7 @@
 """What a job of the grid costs beside its training: papermill, kernel start, imports, data, figures, results.
 
-The worker notebook trains a tiny network for one epoch; its own measure of the epoch is taken off.
+The worker notebook trains a tiny network for one epoch; its own measure of the epoch is taken off. What the
+programs alone take to start is measured beside it.
 """
 
 import os
@@ -19,6 +20,21 @@ from rnlib.study.runs import ROOT
 from rnlib.study.store import HISTORY
 
 OPTIONS = {"architecture": "resnet8", "width": 2, "train_images": 128, "validation_images": 100, "epochs": 1}
+
+STARTS = {
+    "python": "pass",
+    "torch": "import torch",
+    "rnlib": "import rnlib.study.work",
+    "papermill": "import papermill.cli",
+    "kernel": "import ipykernel.kernelapp",
+}
+
+
+def start(code: str) -> float:
+    """Seconds that Python takes to start and run the code."""
+    begin = perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return perf_counter() - begin
 
 
 def overhead() -> float:
@@ -40,3 +56,6 @@ def lines(smoke: bool) -> Iterator[Line]:
     """Yield the overhead of a job."""
     overheads = np.array([overhead() for _ in range(1 if smoke else 3)])
     yield summary("overhead of a training job", "seconds", overheads, "s", "<= 6")
+    for name, code in STARTS.items():
+        times = np.array([start(code) for _ in range(1 if smoke else 3)])
+        yield summary(f"start of {name}", "seconds", times, "s")

@@ -1,12 +1,12 @@
 """Core-hours of each profile: predicted from a few measured costs, beside what its finished runs took.
 
-Predicted are training, the validation after each epoch, and the evaluation. A network's cost is that of the
-measured ResNet-20 with BatchNorm, in proportion to the floating-point operations of a forward pass; passes
-are counted. Measured are the ``seconds`` of ``history.csv`` and ``evaluations.csv``, on whatever machine they
-were made and however busy it was.
+Predicted are training, the validation after each epoch, and the evaluation; not diagnostics and landscapes. A
+network's cost is that of the measured ResNet-20 with BatchNorm, in proportion to the floating-point
+operations of a forward pass; passes are counted. Measured are the ``seconds`` of ``history.csv`` and
+``evaluations.csv``, on whatever machine they were made and however busy it was.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -70,13 +70,14 @@ def modes(norm: str) -> int:
 
 
 @cache
-def passes(profile: str, experiment: str, dataset: str) -> tuple[int, int]:
+def passes(profile: str, experiment: str, dataset: str, seed: int) -> tuple[int, int]:
     """Forward and backward passes of an evaluation of one batch in one mode."""
     channels = len(STATISTICS[dataset][0])
     images = torch.zeros(2, channels, 32, 32, dtype=torch.uint8)
     data = Dataset("zeros", images, torch.tensor([0, 1]), ("a", "b"))
     model = resnet(8, "no_norm", width=2, in_channels=channels)
-    attacks = {"clean": None, **attack_suite(make_run(profile, experiment=experiment, dataset=dataset))}
+    run = make_run(profile, experiment=experiment, dataset=dataset, seed=seed)
+    attacks = {"clean": None, **attack_suite(run)}
     counts = [count_passes(model, data, attack) for attack in attacks.values()]
     return sum(forward for forward, _ in counts), sum(backward for _, backward in counts)
 
@@ -89,7 +90,7 @@ def predicted_hours(run: Run, costs: dict[str, float]) -> float:
     step = costs[f"natural {run.precision}"] + steps * costs[f"attack step {run.precision}"]
     images = run.train_images or TRAINING_IMAGES.get(run.dataset, 50_000)
     epoch = images * step + run.validation_images * modes(run.norm) * costs["forward"]
-    forward, backward = passes(run.profile, run.experiment, run.dataset)
+    forward, backward = passes(run.profile, run.experiment, run.dataset, run.seed)
     image = backward * costs["gradient"] + (forward - backward) * costs["forward"]
     evaluated = read_profile(run.profile)["evaluation"]["images"] * modes(run.norm)
     return scale * (run.epochs * epoch + evaluated * image) / 3600
@@ -104,17 +105,28 @@ def measured_hours(run: Run) -> float | None:
     return float(pd.read_csv(history).seconds.sum() + table.seconds.sum()) * int(table.threads.max()) / 3600
 
 
+def hours(case: str, runs: Sequence[Run], costs: dict[str, float]) -> Iterator[Line]:
+    """Yield the hours of some runs, and of the finished ones among them beside what those took."""
+    took = {run: measured_hours(run) for run in runs}
+    finished = {run: value for run, value in took.items() if value is not None}
+    yield exact(case, "runs", len(runs), "runs")
+    yield exact(case, "predicted", sum(predicted_hours(run, costs) for run in runs), "core-hours")
+    yield exact(case, "finished", len(finished), "runs")
+    if finished:
+        predicted = sum(predicted_hours(run, costs) for run in finished)
+        yield exact(case, "predicted of finished", predicted, "core-hours")
+        yield exact(case, "measured", sum(finished.values()), "core-hours")
+
+
 def lines(smoke: bool) -> Iterator[Line]:
-    """Yield the costs, and for each profile the hours of its grid and of its finished runs."""
+    """Yield the costs, and the hours of the grid of each profile and of each experiment in it."""
     costs = measured_costs(smoke)
     for name, cost in costs.items():
         yield exact(f"cost, {name}", "cost", 1e3 * cost, "ms/image")
     for profile in PROFILES:
-        hours = {run: (predicted_hours(run, costs), measured_hours(run)) for run in grid(profile)}
-        total = sum(predicted for predicted, _ in hours.values())
-        yield exact(f"{profile}, {len(hours)} runs", "predicted", total, "core-hours")
-        finished = [(predicted, took) for predicted, took in hours.values() if took is not None]
-        if finished:
-            case = f"{profile}, {len(finished)} finished runs"
-            yield exact(case, "predicted", sum(predicted for predicted, _ in finished), "core-hours")
-            yield exact(case, "measured", sum(took for _, took in finished), "core-hours")
+        runs = grid(profile)
+        yield from hours(profile, runs, costs)
+        experiments = list(dict.fromkeys(run.experiment for run in runs))
+        for experiment in experiments if len(experiments) > 1 else ():
+            chosen = [run for run in runs if run.experiment == experiment]
+            yield from hours(f"{profile}, {experiment}", chosen, costs)

@@ -1,8 +1,8 @@
 """What an image costs: by norm, by kind of training, with batch size, width, depth and attack steps.
 
 And where the time of a training step goes: its operators as torch.profiler sees them, and its speed beside
-that of a plain matrix product, which is taken for the machine's peak. The costs of the attacks come from
-:mod:`benchmarks.evaluation`.
+those of a large matrix product and a wide convolution, the faster of which is taken for the machine's peak.
+The costs of the attacks come from :mod:`benchmarks.evaluation`.
 """
 
 from collections.abc import Callable, Iterator
@@ -112,15 +112,32 @@ def operator_shares(model: nn.Module, n: int, label: str) -> Iterator[Line]:
 
 
 def speeds(smoke: bool) -> Iterator[Line]:
-    """Yield the arithmetic speed of a matrix product and of a training step."""
-    n, depth, width, size = (4, 8, 4, 64) if smoke else (BATCH, 20, 16, 2048)
+    """Yield the arithmetic speed of a matrix product, of a wide convolution and of a training step.
+
+    The two libraries behind the first two differ in what they know of a processor.
+    """
+    n, depth, width, size, channels = (4, 8, 4, 64, 8) if smoke else (BATCH, 20, 16, 2048, 256)
     a, b = torch.randn(2, size, size)
+    convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    convolution.to(memory_format=torch.channels_last)
+    x = torch.randn(32, channels, 16, 16).contiguous(memory_format=torch.channels_last)
     step = bare_steps(resnet(depth, "batch_norm", width=width), *batch(n))
     with FlopCounterMode(display=False) as counter:
         step()
-    times = interleaved({"product": lambda: a @ b, "step": step}, seconds=0 if smoke else 3)
-    work = {"product": 2 * size**3, "step": counter.get_total_flops()}
-    names = {"product": f"matrix product of {size}x{size}", "step": "training step of ResNet-20"}
+    convolve = torch.no_grad()(partial(convolution, x))
+    times = interleaved(
+        {"product": lambda: a @ b, "convolution": convolve, "step": step}, seconds=0 if smoke else 3
+    )
+    work = {
+        "product": 2 * size**3,
+        "convolution": 2 * 9 * channels * x.numel(),
+        "step": counter.get_total_flops(),
+    }
+    names = {
+        "product": f"matrix product of {size}x{size}",
+        "convolution": f"convolution of {channels} channels",
+        "step": "training step of ResNet-20",
+    }
     for key, name in names.items():
         yield summary(f"speed, {name}", "speed", 1e-9 * work[key] / times[key], "GFLOP/s")
 

@@ -16,6 +16,7 @@ from rnlib.audit import BatchDependence, audit_batch_dependence
 from rnlib.convert import convert_norms
 from rnlib.crafting import Attack
 from rnlib.data import Dataset, load
+from rnlib.detached import Detached
 from rnlib.evaluate import Evaluation, evaluate, measure
 from rnlib.models import Normalize, resnet, resnet_released50, vgg
 from rnlib.modes import statistics_modes, track, use_statistics
@@ -37,6 +38,7 @@ __all__ = [
     "BatchNorm",
     "CarliniWagner",
     "Dataset",
+    "Detached",
     "Evaluation",
     "GaussianNoise",
     "Grad",

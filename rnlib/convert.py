@@ -5,9 +5,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import NORMS, Norm, make_norm
+from rnlib.norms import NORMS, NoNorm, Norm, make_norm
 
 NATIVE = "torch_batch_norm"
+WITH_CONVOLUTION = ("weight_norm", "norm_prop")
 _NATIVE_CLASS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
@@ -34,10 +35,13 @@ def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options
         The converted model.
 
     Raises:
-        ValueError: unknown name or options, or no layer to convert.
+        ValueError: unknown name or options, weight_norm or norm_prop, or no layer to convert.
     """
     if name not in NORMS and name != NATIVE:
         raise ValueError(f"unknown norm {name!r}, known are: {', '.join([*NORMS, NATIVE])}")
+    if name in WITH_CONVOLUTION:
+        fix = f"build the network with it, for example rnlib.resnet(20, {name!r})"
+        raise ValueError(f"{name} changes the convolutions too and cannot be exchanged alone; {fix}")
     if dimensions not in _NATIVE_CLASS:
         raise ValueError(f"dimensions is {dimensions}, it must be 1, 2 or 3")
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm | Norm)]
@@ -65,7 +69,7 @@ def _converted(old: Any, name: str, dimensions: int, options: dict[str, Any]) ->
         source, target = getattr(old, parameter), getattr(new, parameter, None)
         if source is not None and target is not None:
             setattr(new, parameter, nn.Parameter(source.detach().clone(), source.requires_grad))
-        elif old.weight is not None and name != "no_norm":  # a native layer with scale and without shift
+        elif old.weight is not None and not isinstance(new, NoNorm):  # native, without shift
             setattr(new, parameter, None)
     running = {key: value for key, value in old.named_buffers() if key.startswith("running_")}
     carried = running.keys() & dict(new.named_buffers()).keys()
@@ -88,9 +92,9 @@ def _new_layer(old: Any, name: str, native_class: Any, statistics: str, options:
         except TypeError as error:
             raise ValueError(f"{name} does not take these options: {options} ({error})") from error
     make_norm(name, **options)  # says what is wrong with the options alone
-    if name == "no_norm":
+    if name in ("no_norm", "no_norm_bias"):
         return make_norm(name, **options)(old.num_features)
-    if name == "group_norm":
+    if name in ("group_norm", "frozen_norm"):
         return make_norm(name, **shared | options)(old.num_features)
     new: Any = make_norm(name, **shared | {"momentum": old.momentum} | options)(old.num_features)
     new.statistics, new.tracking = statistics, getattr(old, "tracking", True)

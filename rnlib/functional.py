@@ -1,9 +1,10 @@
 """Batch norm and norms of the range, composed from the fastest of PyTorch's own operators.
 
-On a CPU most of a norm's time goes into its statistics, and the dense arithmetic is limited by memory. So the
-statistics are reduced image by image, a cache-sized piece of the batch at a time, and all of them while the
-piece is in cache; what is kept for the backward pass is the input and vectors; and each dense pass is one
-affine map per channel. The book's performance page has the measured times.
+On a CPU most of a norm's time goes into its statistics, the dense arithmetic is limited by memory, and on a
+small tensor the calls themselves take longer than what they do. So the statistics are reduced in one sweep, a
+cache-sized piece of the batch at a time; what is kept for the backward pass is the input and vectors; each
+dense pass is one affine map per channel; and there are few other calls. The book's performance page has the
+measured times.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-CACHE = 1 << 20  # bytes of a piece: fits the second-level cache of every current CPU
+CACHE = 1 << 22  # bytes of a piece: fits the last-level cache of every current CPU
+BLOCK = 256  # pixels of a block, where channels are innermost: the pixels of a channel lie far apart there
 WIDTH = 32  # floats in a row of channels that PyTorch's reductions need to be vectorised
 
 
@@ -23,45 +25,53 @@ def channels_innermost(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
-def per_image(x: Tensor, *reductions: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
-    """Reduce each image and channel, with all reductions in one sweep through memory.
+def blocks(x: Tensor) -> Tensor:
+    """The memory of x as (B, C, P): P pixels of an image are a block, in the order of image, row, column.
 
-    Args:
-        x: (N, C, H, W), N, H, W >= 1, contiguous or channels_last.
-        reductions: amin, amax or mean, as functions of a tensor and a dimension.
-
-    Returns:
-        For each reduction a tensor (N F, C) of F parts for each image, at least in float32: the same
-        reduction over the first dimension finishes it.
+    x: (N, C, H, W), contiguous or channels_last.
     """
     n, c, h, w = x.shape
     if channels_innermost(x):
-        fold = 1  # neighbouring pixels side by side, until a row is wide enough
-        while fold * c < WIDTH and h * w % (2 * fold) == 0:
-            fold *= 2
-        rows, dim = x.permute(0, 2, 3, 1).view(n, h * w // fold, fold * c), 1
-    else:
-        rows, dim = x.view(n, c, h * w), 2
-    images = n if x.device.type != "cpu" else max(1, CACHE // (4 * c * h * w))
-    parts = []
-    for piece in rows.split(images):
-        piece = piece.to(torch.promote_types(x.dtype, torch.float32))
-        parts.append([reduction(piece, dim) for reduction in reductions])
-    return [torch.cat(part).view(-1, c) for part in zip(*parts, strict=True)]
+        pixels = BLOCK if h * w % BLOCK == 0 else h * w
+        return x.as_strided((n * h * w // pixels, c, pixels), (pixels * c, 1, c))
+    return x.view(n, c, h * w)
 
 
-def _locate(x: Tensor, images: Tensor) -> Tensor:
-    """Where the extremes of each channel lie in the memory of x, given their images (2, C): (2, C).
+def per_block(x: Tensor, *reductions: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """Reduce each block and channel, with all reductions in one sweep through memory.
 
-    The first row is for the smallest values, the second for the largest.
+    Args:
+        x: (N, C, H, W), N, H, W >= 1, contiguous or channels_last.
+        reductions: amin, amax, sum or mean, as functions of a tensor and a dimension.
+
+    Returns:
+        For each reduction a tensor (B, C), a row for each of the :func:`blocks`, at least in float32: the
+        same reduction over the first dimension finishes it.
     """
-    c, pixels = x.shape[1], x.shape[2] * x.shape[3]
-    channel = torch.arange(c, device=x.device)
-    low, high = x.flatten(2)[images, channel]
-    pixel = torch.stack((low.argmin(1), high.argmax(1)))
+    rows, dim, fold = blocks(x), 2, 1
+    _, c, pixels = rows.shape
     if channels_innermost(x):
-        return (images * pixels + pixel) * c + channel
-    return (images * c + channel) * pixels + pixel
+        while fold * c < WIDTH and pixels % (2 * fold) == 0:
+            fold *= 2  # neighbouring pixels side by side, until a row is wide enough
+        rows, dim = x.as_strided((len(rows), pixels // fold, fold * c), (pixels * c, fold * c, 1)), 1
+    wide = torch.promote_types(x.dtype, torch.float32)
+    size = max(1, CACHE // (4 * c * pixels))
+    parts = []
+    for piece in (rows,) if len(rows) <= size or x.device.type != "cpu" else rows.split(size):
+        piece = piece.to(wide)
+        parts.append([reduction(piece, dim) for reduction in reductions])
+    whole = parts[0] if len(parts) == 1 else [torch.cat(part) for part in zip(*parts, strict=True)]
+    if fold == 1:
+        return whole
+    return [reduction(part.view(-1, fold, c), 1) for reduction, part in zip(reductions, whole, strict=True)]
+
+
+def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """scale x + shift for x (N, C, H, W), scale and shift (C,), with the memory format and type of x."""
+    if channels_innermost(x) and x.dtype == scale.dtype:
+        return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
+    # The kernel for batch norm takes half the time of addcmul on contiguous channels, and mixes types.
+    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
 
 
 class _RangeNorm(Function):
@@ -69,47 +79,46 @@ class _RangeNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, p, eps, centre_at_min):  # type: ignore[no-untyped-def]
-        mean = () if centre_at_min else (torch.mean,)
-        lows, highs, *means = per_image(x, torch.amin, torch.amax, *mean)
+        lows, highs, *sums = per_block(x, torch.amin, torch.amax, *() if centre_at_min else (torch.sum,))
         (low, first), (high, last) = lows.min(0), highs.max(0)
+        extremes = torch.stack((first, last))  # their blocks
         spread = high - low
-        centre = means[0].mean(0) if means else low
+        centre = sums[0].sum(0).mul_(x.shape[1] / x.numel()) if sums else low
         span = spread + eps
-        variance = span ** (2 * p)  # PyTorch's kernel takes a square root
-        y = F.batch_norm(x, centre, variance, weight, bias, eps=0.0)
-        images = torch.stack((first, last)).div_(len(lows) // len(x), rounding_mode="floor")
-        ctx.save_for_backward(x, weight, centre, span, variance, images)
+        inverse = span.pow(-p)
+        scale = inverse if weight is None else inverse * weight
+        shift = -centre * scale if bias is None else torch.addcmul(bias, centre, scale, value=-1)
+        ctx.save_for_backward(x, centre, span, inverse, scale, extremes)
         ctx.p, ctx.centre_at_min = p, centre_at_min
         ctx.mark_non_differentiable(centre, spread)
-        return y, centre, spread
+        return _affine(x, scale, shift), centre, spread
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
-        x, weight, centre, span, variance, images = ctx.saved_tensors
-        last = channels_innermost(x)
-        grad = grad.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-        # The evaluation form of the kernel sums grad (x - centre) / span^p and grad over each channel.
-        _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-            grad, x, None, centre, variance, None, None, False, 0.0, [False, True, True]
+        x, centre, span, inverse, scale, extremes = ctx.saved_tensors
+        memory_format = torch.channels_last if channels_innermost(x) else torch.contiguous_format
+        grad = grad.contiguous(memory_format=memory_format)
+        # The evaluation form of the kernel sums grad (x - centre) and grad over each channel.
+        _, product, total = torch.ops.aten.native_batch_norm_backward(
+            grad, x, None, centre, torch.ones_like(span), None, None, False, 0.0, [False, True, True]
         )
-        grad_spread = grad_weight * (-ctx.p / span)
-        grad_centre = -grad_bias * variance.rsqrt()
-        if weight is not None:
-            grad_spread, grad_centre = grad_spread * weight, grad_centre * weight
+        pull = (product * scale / span).mul_(ctx.p)  # of the low on the range, and less that of the high
+        push = total * scale  # less the gradient of the centre
         if ctx.centre_at_min:
-            shift, grad_low = None, grad_centre - grad_spread
+            shift, at_extremes = torch.zeros_like(push), (pull - push, -pull)
         else:
-            shift, grad_low = grad_centre / (x.numel() // len(centre)), -grad_spread
-        grad_x = F.batch_norm(grad, torch.zeros_like(centre), variance, weight, shift, eps=0.0)
-        flat = (grad_x.permute(0, 2, 3, 1) if last else grad_x).view(-1)
-        extremes = torch.cat((grad_low, grad_spread)).to(flat.dtype)
-        flat.index_add_(0, _locate(x, images).view(-1), extremes)
+            shift, at_extremes = push * (-x.shape[1] / x.numel()), (pull, -pull)
+        grad_x = _affine(grad, scale, shift)
+        # Of the extremes' blocks, kept from the forward pass, the first pixel that has the extreme value.
+        channel = torch.arange(x.shape[1], device=x.device)
+        low, high = blocks(x)[extremes, channel]
+        pixel = torch.stack((low.argmin(1), high.argmax(1)))
+        values = torch.stack(at_extremes).to(grad_x.dtype)
+        blocks(grad_x).index_put_((extremes, channel, pixel), values, accumulate=True)
         # None in the forward wants None here.
-        grad_weight, grad_bias = (
-            value if wanted else None
-            for value, wanted in zip((grad_weight, grad_bias), ctx.needs_input_grad[1:3], strict=True)
-        )
+        grad_weight = product * inverse if ctx.needs_input_grad[1] else None
+        grad_bias = total if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None
 
 

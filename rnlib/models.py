@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnlib.norms import make_norm
+from rnlib.remedies import reparametrize
 
 MakeNorm = Callable[[int], nn.Module]
 
@@ -64,12 +65,13 @@ class _Block(nn.Module):
                 self.shortcut = nn.Sequential(convolution, norm(outputs))
             else:
                 self.shortcut = PadShortcut(stride, outputs - inputs)
+        self.activation: Callable[[Tensor], Tensor] = F.relu
 
     def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return self.activation(self.residual(x) + self.shortcut(x))
 
 
 class PadShortcut(nn.Module):
@@ -134,7 +136,7 @@ def _initialise(model: nn.Module) -> nn.Module:
             nn.init.normal_(layer.weight, 0, math.sqrt(2 / fan_out))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-    return model
+    return reparametrize(model)
 
 
 def _resnet(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import STATISTICS_MODES, Norm
+from rnlib.batchnorm import STATISTICS_MODES, Norm
 
 
 def _check_switchable(model: nn.Module) -> None:

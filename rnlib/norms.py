@@ -1,10 +1,7 @@
-"""The normalisation layers of the paper, with the statistics and their tracking as explicit switches.
+"""The normalisation layers of the paper, and all layers by name.
 
-Every layer here normalises with the statistics of the batch while training. What it does in evaluation mode
-is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
-``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
-"BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
-``statistics="batch"``.
+The base of those with statistics of the batch, and batch norm, are in :mod:`rnlib.batchnorm`; layers without
+a gap between training and inference in :mod:`rnlib.remedies`.
 """
 
 from collections.abc import Callable
@@ -14,116 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rnlib.batchnorm import BatchNorm, Norm
 from rnlib.functional import range_norm
-
-STATISTICS_MODES = ("tracked", "batch")
-
-
-class Norm(nn.Module):
-    """Base of the layers that normalise with statistics of the batch, or with running averages of them.
-
-    A subclass names its two statistics in ``names``, computes them in :meth:`batch_statistics`, and
-    normalises with those of the batch (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
-
-    Args:
-        num_features: channels C of the (N, C, ...) input.
-        eps: added to the spread, >= 0.
-        momentum: weight of the newest batch in the running statistics (the paper's tau, Eq 9), in [0, 1];
-            ``None`` averages all batches equally.
-        affine: learn a scale and a shift per channel (Eq 8).
-    """
-
-    names: tuple[str, str]
-    num_batches_tracked: Tensor
-
-    def __init__(
-        self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
-    ) -> None:
-        super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features is {num_features}, it must be at least 1")
-        if eps < 0:
-            raise ValueError(f"eps is {eps}, it must be at least 0")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, it must lie in [0, 1], or be None for a plain average")
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.statistics, self.tracking = "tracked", True
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        for name, value in zip(self.names, (0.0, 1.0), strict=True):
-            self.register_buffer(f"running_{name}", torch.full((num_features,), value))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
-
-    @property
-    def running_statistics(self) -> tuple[Tensor, Tensor]:
-        """The two running statistics, each (C,), in the order of ``names``."""
-        first, second = (getattr(self, f"running_{name}") for name in self.names)
-        return first, second
-
-    def reset_running_statistics(self) -> None:
-        """Forget what was tracked: the state of a new layer."""
-        first, second = self.running_statistics
-        first.zero_()
-        second.fill_(1)
-        self.num_batches_tracked.zero_()
-
-    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The two statistics of a batch (N, C, ...), each (C,), as they enter the running averages."""
-        raise NotImplementedError
-
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Normalise x with its own statistics; returns the output and :meth:`batch_statistics`."""
-        raise NotImplementedError
-
-    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """Normalise x with given statistics (C,): an affine map per channel (Eq 10)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.dim() < 2 or x.shape[1] != self.num_features:
-            raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
-        if not self.training and self.statistics == "tracked":
-            return self.normalize_with(x, *self.running_statistics)
-        if x.numel() == 0:
-            raise ValueError(f"input has shape {tuple(x.shape)}: an empty batch has no statistics")
-        y, batch = self.normalize_batch(x)
-        if self.training and self.tracking:
-            self._update(batch)
-        return y
-
-    @torch.no_grad()
-    def _update(self, batch: tuple[Tensor, Tensor]) -> None:
-        self.num_batches_tracked += 1
-        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        for running, value in zip(self.running_statistics, batch, strict=True):
-            running.lerp_(value.to(running.dtype), weight)
-
-    def extra_repr(self) -> str:
-        options = f"eps={self.eps}, momentum={self.momentum}, statistics={self.statistics!r}"
-        return f"{self.num_features}, {options}"
+from rnlib.remedies import BatchRenorm, FrozenNorm, NoNorm, NormProp, TrackedNorm, WeightNorm
 
 
-class BatchNorm(Norm):
-    """Batch normalisation (Eq 6-10), numerically ``torch.nn.BatchNorm*d`` for any number of dimensions.
-
-    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch
-    does. Raises ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
-    """
-
-    names = ("mean", "var")
-
-    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        var, mean = torch.var_mean(x, [0, *range(2, x.dim())])
-        return mean, var
-
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        # With momentum 1 the kernel hands back the statistics that it computed anyway.
-        mean, var = (torch.zeros_like(running) for running in self.running_statistics)
-        y = F.batch_norm(x, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-        return y, (mean, var)
-
-    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        return F.batch_norm(x, first, second, self.weight, self.bias, False, 0.0, self.eps)
+def _power(p: float) -> float:
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
+    return p
 
 
 class RobustNorm(Norm):
@@ -142,9 +38,7 @@ class RobustNorm(Norm):
 
     def __init__(self, num_features: int, *, p: float = 0.2, **options: Any):
         super().__init__(num_features, **options)
-        if not 0 <= p <= 1:
-            raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
-        self.p = p
+        self.p = _power(p)
 
     def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         dims = [0, *range(2, x.dim())]
@@ -177,19 +71,61 @@ class MinMaxNorm(MeanRangeNorm):
     centre = "min"
 
 
-class NoNorm(nn.Module):
-    """The identity where a norm would stand, with an optional learned shift.
+class _Divided(BatchNorm):
+    """(x - mean) / divisor with a learned scale and shift, for a divisor that is a function of the variance.
 
-    The paper's networks without normalisation lose the shift together with the norm, since their convolutions
-    have no bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
+    Tracked are the mean and the unbiased variance, as by :class:`BatchNorm`.
     """
 
-    def __init__(self, num_features: int, *, bias: bool = False):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
+    unbiased = False  # which variance of a batch the divisor is of
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias.view(1, -1, *[1] * (x.dim() - 2))
+    def divisor(self, var: Tensor) -> Tensor:
+        """What x - mean is divided by, (C,)."""
+        raise NotImplementedError
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        var = wide.var([0, *range(2, x.dim())], correction=0)
+        # The kernel divides by this root; a scale that undoes it leaves the divisor alone.
+        root = (var + self.eps).sqrt()
+        n = x.numel() // self.num_features
+        scale = root / self.divisor(var * (n / max(n - 1, 1)) if self.unbiased else var)
+        return self._kernel(x, scale if self.weight is None else self.weight * scale, self.bias)
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        variance = self.divisor(second) ** 2
+        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, 0.0)
+
+
+class SigmaNorm(_Divided):
+    """(x - mean) / (2 sigma)^p with sigma = sqrt(var + eps): RobustNorm with 2 sigma for the range.
+
+    2 sigma is at most the range (Popoviciu's inequality, Eq 13), and reached by two equal clusters. p = 1
+    is BatchNorm divided by 2.
+
+    Args:
+        p: power, in [0, 1].
+        num_features, eps, momentum, affine: see :class:`rnlib.Norm`.
+    """
+
+    def __init__(self, num_features: int, *, p: float = 0.2, **options: Any):
+        super().__init__(num_features, **options)
+        self.p = _power(p)
+
+    def divisor(self, var: Tensor) -> Tensor:
+        return (2 * (var + self.eps).sqrt()) ** self.p
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, p={self.p}"
+
+
+class ReleasedBatchNorm(_Divided):
+    """The batch norm of the paper's released code: (x - mean) / (sigma + eps), with the unbiased sigma."""
+
+    unbiased = True
+
+    def divisor(self, var: Tensor) -> Tensor:
+        return var.clamp_min(torch.finfo(var.dtype).tiny).sqrt() + self.eps  # the root of 0 has no slope
 
 
 def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.GroupNorm:
@@ -198,12 +134,24 @@ def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.Gro
     return nn.GroupNorm(groups, num_features, **options)
 
 
+def _no_norm_bias(num_features: int) -> NoNorm:
+    return NoNorm(num_features, bias=True)
+
+
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch_norm": BatchNorm,
     "robust_norm": RobustNorm,
     "min_max_norm": MinMaxNorm,
     "mean_range_norm": MeanRangeNorm,
+    "batch_norm_released": ReleasedBatchNorm,
+    "sigma_norm": SigmaNorm,
+    "batch_renorm": BatchRenorm,
+    "tracked_norm": TrackedNorm,
+    "frozen_norm": FrozenNorm,
     "no_norm": NoNorm,
+    "no_norm_bias": _no_norm_bias,
+    "weight_norm": WeightNorm,
+    "norm_prop": NormProp,
     "group_norm": _group_norm,
 }
 
@@ -212,8 +160,12 @@ def make_norm(name: str, **options: Any) -> Callable[[int], nn.Module]:
     """A function from a number of channels to a new layer of the named norm.
 
     Args:
-        name: one of ``NORMS``: batch_norm, robust_norm, min_max_norm (Eq 11), mean_range_norm (Eq 12),
-            no_norm, group_norm.
+        name: one of ``NORMS``. With statistics of the batch: batch_norm (Eq 6 to 10), batch_norm_released
+            (divides by sigma + eps), robust_norm (Eq 14), min_max_norm (Eq 11), mean_range_norm (Eq 12),
+            sigma_norm ((2 sigma)^p), batch_renorm (Ioffe, 2017), tracked_norm (tracked values in training
+            too). Without: frozen_norm (statistics of the first batch), no_norm, no_norm_bias, group_norm (Wu
+            & He, 2018), and, in the networks of :mod:`rnlib.models` only, weight_norm (Salimans & Kingma,
+            2016) and norm_prop (Arpit et al., 2016), which change the convolutions as well.
         options: keyword arguments of the layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
 
     Raises:

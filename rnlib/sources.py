@@ -1,4 +1,7 @@
-"""Where each named image set comes from: the files looked for, and what to do when they are not there."""
+"""Where each named image set comes from: the files looked for, and what to do when they are not there.
+
+torchvision takes two seconds to import, and most jobs read files without it: it is imported where it is used.
+"""
 
 import io
 import os
@@ -9,14 +12,14 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision import datasets
-from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from rnlib import imagetree
 from rnlib.idx import read_idx
 from rnlib.imagetree import Split
 
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
+FASHION_MNIST = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag",
+                 "Ankle boot")  # fmt: skip
 
 
 def folders(root: str | Path | None) -> list[Path]:
@@ -29,6 +32,8 @@ def folders(root: str | Path | None) -> list[Path]:
 
 def cifar(name: str, split: str, places: list[Path], download: bool) -> Split:
     """The official CIFAR-10 or CIFAR-100; torchvision checks the md5 of each file before it unpickles it."""
+    from torchvision import datasets
+
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     place = next((place for place in places if (place / source.base_folder).is_dir()), None)
     if place is None and not download:
@@ -64,6 +69,8 @@ def fashion_mnist(split: str, places: list[Path], download: bool) -> Split:
                 return idx_folder(path, split)
     if not download:
         raise _missing("fashion-mnist", "the *-ubyte.gz files in fashion-mnist/ or FashionMNIST/raw/", places)
+    from torchvision import datasets
+
     datasets.FashionMNIST(str(places[0]), download=True)
     return idx_folder(places[0] / "FashionMNIST" / "raw", split)
 
@@ -85,11 +92,13 @@ def idx_folder(folder: Path, split: str) -> Split:
             )
         tensors.append(read_idx(found[0]))
     images, labels = tensors
-    return images[:, None], labels.long(), tuple(datasets.FashionMNIST.classes)
+    return images[:, None], labels.long(), FASHION_MNIST
 
 
 def jpeg(images: Tensor) -> Tensor:
     """RGB images uint8 (N, 3, H, W) after JPEG compression as in cifar10-jpeg: quality 75, 4:2:0 chroma."""
+    from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
     decoded = torch.empty_like(images)
     for i, image in enumerate(images):
         file = io.BytesIO()

@@ -28,14 +28,19 @@ PRECISIONS = ("float32", "bfloat16")
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 
 class TrainingDiverged(RuntimeError):
-    """The training loss or a weight is not finite any more; ``history`` holds the epochs before."""
+    """The training loss or a weight is not finite any more.
+
+    Attributes:
+        epoch, step: where that was found, the epoch counted from 1.
+        history: of the epochs before.
+    """
 
     def __init__(self, epoch: int, step: int, history: History):
         super().__init__(
             f"the training loss or a weight is not finite in epoch {epoch} (found at step {step}); lower lr, "
             f"or set clip. The {len(history)} epochs before it are kept in the history"
         )
-        self.history = history
+        self.epoch, self.step, self.history = epoch, step, history
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def fit(
         checkpoint: file that holds the state after the last finished epoch. If it is there, training goes on
             from it.
         device: where to train.
-        on_epoch: called after every epoch with the history so far.
+        on_epoch: called after every epoch with the history so far, and with that of a resumed training.
         on_step: called after every step, e.g. to move a progress bar.
 
     Returns:
@@ -150,6 +155,7 @@ def fit(
         identity |= {"images": dataset.fingerprint, "network": repr(model)}
         if checkpoint.exists():
             history = checkpoints.resume(checkpoint, identity, parts, device)
+            on_epoch(history)  # it may have been killed before it was called
     for epoch in range(len(history), training.epochs):
         start = perf_counter()
         loss, accuracy = _epoch(

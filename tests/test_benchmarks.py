@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from test_notebooks import outputs, papermill
 from torch import nn
 
-from benchmarks import attacks, evaluation, measure, memory, profiles, subjects, training
-from benchmarks.__main__ import ROWS
+from benchmarks import __main__ as command
+from benchmarks import attacks, evaluation, measure, memory, norms, profiles, subjects, training
+from benchmarks.__main__ import ROWS, measured
 from benchmarks.norms import FORMATS, uses_native_kernel
 from rnlib.attacks import success
 from rnlib.models import resnet
@@ -37,8 +38,8 @@ def smoke(tmp_path_factory):
     """CSV file of all rows, measured in this process, and the lines of each."""
     path = tmp_path_factory.mktemp("benchmarks") / "results.csv"
     lines = {}
-    for row, measured in ROWS.items():
-        lines[row] = list(measured(True))
+    for row in ROWS:
+        lines[row] = measured(row, True)
         measure.write(path, row, lines[row], ROWS)
     return path, lines
 
@@ -89,7 +90,7 @@ def test_the_chapter_shows_what_was_measured(smoke, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     shown = str(outputs(out))
     assert "targets are met" in shown
-    assert shown.count("data:image/png") == 4
+    assert shown.count("data:image/png") == 5
     assert "stderr" not in {output.get("name") for output in outputs(out)}, shown[-2000:]
 
 
@@ -134,6 +135,44 @@ def test_the_command_prints_a_table_and_replaces_only_the_rows_that_it_measured(
     )
 
 
+def test_a_row_needs_no_package_of_another_row():
+    """As in the environment of the peers, where the loss landscape's package is not."""
+    code = """
+import sys
+sys.modules |= dict.fromkeys(["loss_landscapes", "foolbox", "torchattacks"])  # importing them is an error
+from benchmarks.__main__ import measured
+lines = measured("attacks", True)
+print(*{line.note for line in lines if line.met == "not measured"}, sep="\\n")
+measured("landscape", True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert "pip install foolbox" in done.stdout, done.stderr
+    assert "benchmarks/attacks.py" in done.stdout
+    assert "ModuleNotFoundError" in done.stderr
+    assert "loss_landscapes" in done.stderr
+
+
+def test_a_row_whose_images_are_not_there_says_so_and_the_others_are_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rnlib.sources.folders", lambda root: [tmp_path])
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
+    monkeypatch.setenv("RNLIB_CACHE", str(tmp_path))
+    lines = {
+        "evaluation": evaluation.lines,
+        "memory": lambda smoke: [measure.exact("case", "ratio", 1, "x", "<= 2")],
+    }
+    monkeypatch.setattr(command, "measured", lambda row, smoke: list(lines[row](smoke)))
+    path = tmp_path / "results.csv"
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "evaluation", "memory", "--output", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        command.main()
+    assert stop.value.code == 1
+    shown = capsys.readouterr().out
+    assert "| evaluation | not measured: cifar10-jpeg was not found" in shown
+    assert "RNLIB_DATA" in shown
+    assert list(pd.read_csv(path).row) == ["memory"]
+
+
 # -- measuring
 
 
@@ -143,6 +182,20 @@ def test_rounds_take_turns_in_a_rotating_order():
     times = measure.interleaved(functions, seconds=1e-9, least=3)
     assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
     assert {name: len(values) for name, values in times.items()} == dict.fromkeys("abc", 3)
+
+
+def test_what_is_done_sooner_than_its_turn_is_called_again(monkeypatch):
+    clock, calls = [0.0], {"short": 0, "long": 0}
+    monkeypatch.setattr(measure, "perf_counter", lambda: clock[0])
+
+    def work(name, seconds):
+        calls[name] += 1
+        clock[0] += seconds
+
+    functions = {"short": lambda: work("short", 0.25), "long": lambda: work("long", 3.0)}
+    times = measure.interleaved(functions, seconds=1, least=2, turn=1)
+    assert calls == {"short": 2 + 2 * 4, "long": 2 + 2}  # two calls to warm up and to see how long one takes
+    assert {name: list(values) for name, values in times.items()} == {"short": [0.25] * 2, "long": [3.0] * 2}
 
 
 @pytest.mark.parametrize(
@@ -267,6 +320,15 @@ def test_the_native_kernel_is_recognised():
     assert uses_native_kernel(nn.BatchNorm2d(3), x)
     assert not uses_native_kernel(subjects.FormulaBatchNorm(3), x)
     assert not uses_native_kernel(RobustNorm(3), x)
+
+
+def test_every_operator_of_a_layer_has_a_purpose():
+    x = torch.randn(4, 32, 4, 4)
+    ours, native = (norms.operator_times(layer, x, 2) for layer in (RobustNorm(32), nn.BatchNorm2d(32)))
+    assert list(ours) == list(native) == [*norms.PURPOSES, "small calls"]
+    assert all(milliseconds > 0 for milliseconds in ours.values())
+    assert native["statistics"] == native["finding the extremes"] == 0  # both are inside of its kernel
+    assert native["sums of the gradient"] > 0
 
 
 # -- predictions

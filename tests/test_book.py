@@ -14,6 +14,7 @@ import nbformat
 import pytest
 
 from rnlib.study import book
+from rnlib.study.claims import read_claims
 from rnlib.study.reference import modules
 
 pytestmark = [pytest.mark.xdist_group("book")]  # the site is made once
@@ -41,13 +42,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """Folder of the chapters, executed on the committed results."""
+    """Folder of the chapters, executed on the committed results alone, as who builds the book has no data."""
     folder = tmp_path_factory.mktemp("chapters")
+    env = os.environ | {"RNLIB_DATA": str(tmp_path_factory.mktemp("no_data"))}
     program = str(Path(sys.executable).with_name("papermill"))
     for name in book.chapters():
         paths = [f"notebooks/{name}.ipynb", str(folder / f"{name}.ipynb")]
         command = [program, "--no-progress-bar", *paths, "-p", "profile", "laptop"]
-        done = subprocess.run(command, cwd=book.ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=book.ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -102,20 +104,29 @@ def test_every_link_within_the_book_leads_to_a_page_and_a_place_on_it(pages):
 
 
 @pytest.mark.slow
-def test_no_chapter_shows_a_warning_of_the_code_that_it_ran(executed):
+def test_no_chapter_shows_a_warning_of_the_code_that_it_ran_or_an_object_without_a_look(executed):
     for name in book.chapters():
         for cell in nbformat.read(executed / f"{name}.ipynb", as_version=4).cells:
             errors = [out.text for out in cell.get("outputs", []) if out.get("name") == "stderr"]
             assert errors == [], f"{name}: {cell.source}"
+            shown = [out["data"] for out in cell.get("outputs", []) if "data" in out]
+            bare = [data["text/plain"] for data in shown if set(data) == {"text/plain"}]
+            assert not [text for text in bare if text.startswith("<")], f"{name}: {cell.source}"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium, which is not on this machine")
 def test_a_browser_has_no_complaint_about_any_page_and_asks_no_other_site(site, pages):
+    """At the width of a phone, to which every page must fit: what is wider scrolls by itself."""
+    complaints, wide = {}, {}
     with browser.served(site) as address, browser.browser() as tab:
-        paths = [path.relative_to(site).as_posix() for path in pages if "_modules" not in path.parts]
-        complaints = {path: found for path in paths if (found := tab.visit(f"{address}/{path}"))}
-    assert complaints == {}
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **phone)
+        for path in [path.relative_to(site).as_posix() for path in pages if "_modules" not in path.parts]:
+            complaints[path] = tab.visit(f"{address}/{path}")
+            wide[path] = tab.call("Runtime.evaluate", expression="document.documentElement.scrollWidth")
+    assert {path: found for path, found in complaints.items() if found} == {}
+    assert {path: found for path, found in wide.items() if found["result"]["value"] > 390} == {}
 
 
 def executed_notebook(path, **record):
@@ -149,6 +160,25 @@ def test_the_status_page_lists_the_notebooks_and_the_versions(tmp_path):
     assert "| {doc}`chapters/a` | 2026-01-01 10:00 | 1.5 |" in page
     assert "Profile `quick`" in page
     assert re.search(r"^\| torch \| \d", page, re.MULTILINE)
+
+
+def test_a_claim_that_its_page_does_not_show_fails_the_build(tmp_path):
+    """Removing a page, or a verdict from it, is noticed before anything is rendered."""
+    pages = {claim["page"] for claim in read_claims().values()}
+
+    def notebook(name, without=""):
+        outputs = [
+            nbformat.v4.new_output("display_data", {"text/markdown": f":::\n:name: claim-{claim_id}\n:::"})
+            for claim_id, claim in read_claims().items()
+            if claim["page"] == name and claim_id != without
+        ]
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+
+    book.check_claims({name: notebook(name) for name in pages})
+    with pytest.raises(RuntimeError, match=r"fig1-start \(page fig1\)"):
+        book.check_claims({name: notebook(name) for name in pages - {"fig1"}})
+    with pytest.raises(RuntimeError, match=r"shows: table2-natural-noise \(page table2\)"):
+        book.check_claims({name: notebook(name, "table2-natural-noise") for name in pages})
 
 
 def test_a_warning_fails_the_build(tmp_path):

@@ -13,6 +13,7 @@ from scipy import stats
 import rnlib
 from rnlib import norms
 from rnlib.data import STATISTICS
+from rnlib.study.runs import PROFILES, grid, read_profile
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.md"))
@@ -36,7 +37,7 @@ def test_the_example_of_a_norm_of_ones_own_works_in_both_modes(monkeypatch):
     exec(code, page := {})
     model, x = page["model"], torch.rand(4, 3, 16, 16)
     model.train()(x).sum().backward()
-    for statistics in norms.STATISTICS_MODES:
+    for statistics in rnlib.modes.STATISTICS_MODES:
         with torch.no_grad(), rnlib.use_statistics(model.eval(), statistics):
             assert model(x).isfinite().all()
 
@@ -54,6 +55,14 @@ def rows(page):
     """The cells of all table rows of a page, bold removed."""
     lines = (BOOK / page).read_text().replace("*", "").splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+
+
+def test_the_page_on_running_has_the_numbers_of_the_profiles():
+    (runs,) = [row[1:] for row in rows("run.md") if row[0] == "Runs"]
+    assert [int(count) for count in runs] == [len(grid(profile)) for profile in PROFILES]
+    (images,) = [row[1:] for row in rows("run.md") if row[0] == "Test images"]
+    wanted = [f"{read_profile(profile)['evaluation']['images']:,}" for profile in PROFILES]
+    assert images == wanted
 
 
 def test_the_tables_of_units_are_right():

@@ -1,16 +1,22 @@
 """The decisive experiments on a tiny run, against the public functions that they stand on."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
-from rnlib import PGD, measure
+from rnlib import PGD, measure, use_statistics
 from rnlib.attacks import paper_eps
-from rnlib.study import store, work
+from rnlib.data import test_order as mixed_order
+from rnlib.study import diagnostics, experiments, store, work
 from rnlib.study.diagnostics import DIAGNOSTICS, diagnose_run
+from rnlib.study.experiments import other_seed
 from rnlib.study.runs import make_run
 
 TINY = {"width": 2, "architecture": "resnet8", "epochs": 1, "train_images": 1000, "validation_images": 100}
+IMAGES = 100  # one batch
 EPS = paper_eps("fashion-mnist-sample")
 
 
@@ -18,8 +24,10 @@ EPS = paper_eps("fashion-mnist-sample")
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNLIB_RESULTS", str(tmp_path_factory.mktemp("results")))
+        patch.setattr(diagnostics, "read_profile", lambda profile: {"evaluation": {"images": IMAGES}})
         run = make_run("quick", **TINY)
-        work.train_run(run)
+        for one in (run, other_seed(run)):
+            work.train_run(one)
         yield run
 
 
@@ -28,7 +36,7 @@ def diagnosed(run, name):
     return table, store.read_correct(run.directory / f"{name}.npz")
 
 
-def usual(run, attack, statistics, images=200):
+def usual(run, attack, statistics, images=IMAGES):
     dataset = work.test_set(run, images)
     return measure(work.trained_model(run), dataset, attack, statistics=statistics)[0].numpy()
 
@@ -52,14 +60,14 @@ def test_the_diagonals_are_the_usual_evaluation(trained, statistics):
     _, outcomes = diagnosed(trained, "ladder")
     source = {"tracked": "ema", "batch": "batch"}[statistics]
     assert np.array_equal(outcomes[f"pgd_linf/{source}"], wanted)
-    _, outcomes = diagnosed(trained, "fraction")
-    assert np.array_equal(outcomes[f"100/{statistics}"], wanted)
+    _, outcomes = diagnosed(trained, "adequacy")
+    assert np.array_equal(outcomes[f"PGD, 20 steps/{statistics}"], wanted)
 
 
 def test_the_sweeps_pass_through_the_usual_evaluation(trained):
     _, outcomes = diagnosed(trained, "eps")
     for mode in ("tracked", "batch"):
-        wanted = usual(trained, PGD(EPS), mode)[:100]
+        wanted = usual(trained, PGD(EPS), mode, images=IMAGES // 2)
         assert np.array_equal(outcomes[f"pgd_linf/0.03/{mode}"], wanted)
     _, outcomes = diagnosed(trained, "batch_size")
     assert np.array_equal(outcomes["clean/100/batch"], usual(trained, None, "batch"))
@@ -83,7 +91,7 @@ def test_the_twin_is_the_clean_batch(trained):
 
 
 def test_wrong_names_and_runs_are_refused(trained):
-    with pytest.raises(ValueError, match="diagnostic is 'ladders', it must be one of transfer, ladder"):
+    with pytest.raises(ValueError, match="diagnostic is 'ladders', it must be one of transfer, "):
         diagnose_run(trained, "ladders")
     run = make_run("quick", **TINY, norm="no_norm")
     work.train_run(run)
@@ -93,6 +101,55 @@ def test_wrong_names_and_runs_are_refused(trained):
         diagnose_run(make_run("quick", **TINY, norm="robust_norm"), "ladder")
 
 
-def test_groups_of_attacked_images_do_not_overlap(trained):
+def test_groups_of_attacked_images_keep_their_places(trained):
+    """Every image is attacked once for each m, so that outcomes pair with those of whole batches."""
     _, outcomes = diagnosed(trained, "fraction")
-    assert [len(outcomes[f"{m}/batch"]) for m in (1, 5, 25, 100)] == [20, 40, 100, 200]
+    steps = PGD(EPS, steps=5, step_size=tuple(e / 2 for e in EPS))
+    assert np.array_equal(outcomes["100/tracked"], usual(trained, steps, "tracked"))
+    clean = usual(trained, None, "batch")
+    for m in (1, 5, 25):
+        assert outcomes[f"{m}/batch"].shape == clean.shape
+        assert (outcomes[f"{m}/batch"] <= clean).mean() > 0.98  # an attack helps next to no image
+
+
+def test_reshuffled_images_keep_their_places(trained):
+    """Images crafted in their batches and tested in others: here by hand, with the public functions."""
+    dataset, model = work.test_set(trained, 200), work.trained_model(trained)
+    cell = {"attack": "pgd_linf", "crafted": "tracked", "tested": "reshuffled"}
+    cells = experiments.transfer(trained, model, dataset, "cpu")
+    (outcome,) = (outcome for found, outcome in cells if found == cell)
+    x, correct = dataset.images / 255, torch.zeros(200, dtype=torch.bool)
+    with use_statistics(model, "tracked"):
+        for i, part in enumerate(torch.arange(200).split(100)):
+            chance = torch.Generator().manual_seed(i)
+            x[part] = PGD(EPS)(model, x[part], dataset.labels[part], generator=chance)
+    with use_statistics(model, "batch"), torch.no_grad():
+        for part in mixed_order(200, 1).split(100):
+            correct[part] = model(x[part]).argmax(1) == dataset.labels[part]
+    assert (outcome() == correct).float().mean() > 0.98
+
+
+def test_an_interrupted_diagnostic_measures_only_what_it_lacks(trained, monkeypatch):
+    measured = []
+
+    def outcome(name):
+        measured.append(name)
+        if measured == ["first", "second"]:
+            raise KeyboardInterrupt
+        return torch.tensor([name == "first", True])
+
+    def stubborn(run, model, dataset, device):
+        for name in ("first", "second", "third"):
+            yield {"attack": name, "size": 0.5}, partial(outcome, name)
+
+    monkeypatch.setitem(DIAGNOSTICS, "stubborn", stubborn)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose_run(trained, "stubborn")
+    assert not (trained.directory / "stubborn.csv").exists()
+    table, outcomes = diagnosed(trained, "stubborn")
+    assert measured == ["first", "second", "second", "third"]
+    assert list(table.attack) == ["first", "second", "third"]
+    assert list(table.accuracy) == [100, 50, 50]
+    assert [list(kept) for kept in outcomes.values()] == [[True, True], [False, True], [False, True]]
+    assert diagnose_run(trained, "stubborn") == table.to_dict("records")
+    assert not list(trained.directory.glob("checkpoint*"))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from rnlib.functional import per_image, range_norm
+from rnlib.functional import blocks, per_block, range_norm
 from rnlib.models import resnet
 from rnlib.modes import evaluation_mode, statistics_modes, track, use_statistics
 from rnlib.norms import NORMS, BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
@@ -40,6 +40,7 @@ LAYOUTS = {
     "one_channel": channels_last(draw(3, 1, 4, 4)),
     "wide": channels_last(draw(2, 600, 2, 2)),  # more channels than a row of the channels-last reduction has
     "one_image": draw(1, 3, 4, 4),
+    "offset": channels_last(draw(5, 3, 4, 4))[2:],
     "2d": draw(6, 3),
     "3d": draw(4, 3, 7),
     "5d": draw(3, 3, 2, 3, 4),
@@ -160,7 +161,9 @@ def test_scale_and_shift_may_be_given_alone():
 
 @pytest.mark.parametrize("centre", ["mean", "min"])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_of_tied_extremes_the_first_has_the_gradient(centre, memory_format):
+@pytest.mark.parametrize("block", [2, 256])
+def test_of_tied_extremes_the_first_has_the_gradient(centre, memory_format, block, monkeypatch):
+    monkeypatch.setattr("rnlib.functional.BLOCK", block)
     x = torch.randint(-2, 3, (3, 2, 4, 4), generator=seeded()).double()
     x = x.contiguous(memory_format=memory_format)
     flat = x.transpose(0, 1).reshape(2, -1)  # first in the order of image, row, column
@@ -236,13 +239,18 @@ def test_low_precision_images_meet_float32_parameters(name, training):
 
 
 @pytest.mark.parametrize("cache", [1, 1000, 1 << 20])
-def test_reductions_image_by_image(cache, monkeypatch):
-    monkeypatch.setattr("rnlib.functional.CACHE", cache)  # one image a piece, some, all
+@pytest.mark.parametrize("block", [2, 15, 256])
+def test_reductions_block_by_block(cache, block, monkeypatch):
+    monkeypatch.setattr("rnlib.functional.CACHE", cache)  # one block a piece, some, all
+    monkeypatch.setattr("rnlib.functional.BLOCK", block)  # of two pixels, some, an image
     for x in (LAYOUTS[layout] for layout in LAYOUTS if LAYOUTS[layout].dim() == 4):
         if not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()
-        low, high, mean = per_image(x, torch.amin, torch.amax, torch.mean)
-        assert len(low) % len(x) == 0
+        assert blocks(x).data_ptr() == x.data_ptr()
+        images = blocks(x).unflatten(0, (len(x), -1)).transpose(1, 2)
+        torch.testing.assert_close(images.flatten(2), x.flatten(2), rtol=0, atol=0)
+        low, high, mean = per_block(x, torch.amin, torch.amax, torch.mean)
+        assert low.shape == high.shape == mean.shape == blocks(x).shape[:2]
         dims = (0, 2, 3)
         torch.testing.assert_close((low.amin(0), high.amax(0)), (x.amin(dims), x.amax(dims)), rtol=0, atol=0)
         torch.testing.assert_close(mean.mean(0), x.mean(dims))

@@ -1,7 +1,7 @@
 """The study layer: runs and profiles, the store, parameters, intervals, claims."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from scipy import stats
 
+from rnlib import landscape
 from rnlib.data import Dataset
-from rnlib.study import claims, figures, pages, results, store, work
+from rnlib.study import claims, decision, figures, pages, planes, results, store, work
+from rnlib.study.comparisons import Comparison
+from rnlib.study.diagnostics import diagnose_run
 from rnlib.study.parameters import parameters
+from rnlib.study.planes import plane_run
 from rnlib.study.probe import probe_run
 from rnlib.study.runs import PROFILES, ROOT, attack_suite, grid, make_run
 from rnlib.tracking import tracked_statistics
@@ -248,11 +253,81 @@ def test_an_older_run_without_a_later_setting_is_still_the_same_run():
     assert [row["epoch"] for row in work.train_run(run)] == [1]
 
 
-def test_a_diverged_run_keeps_its_history_and_leaves_no_weights():
-    run = make_run("quick", **TINY | {"epochs": 40, "lr": 1e6, "norm": "no_norm"})
-    with pytest.raises(TrainingDiverged, match="lower lr"):
+def test_snapshots_are_the_weights_after_their_epochs(monkeypatch):
+    run = make_run("quick", **TINY | {"epochs": 3}, snapshots=[1, 3])
+    fit, stopped = work.fit, []
+
+    def killed(model, dataset, settings, *, on_epoch, **options):
+        def stop(history):  # the checkpoint is written, the snapshot not yet
+            if not stopped:
+                stopped.append(True)
+                raise KeyboardInterrupt
+            on_epoch(history)
+
+        return fit(model, dataset, settings, on_epoch=stop, **options)
+
+    monkeypatch.setattr(work, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
         work.train_run(run)
-    assert not (run.directory / store.WEIGHTS).exists()
+    assert not (run.directory / store.snapshot(1)).exists()
+    work.train_run(run)
+    last, kept = work.trained_model(run), work.trained_model(run, 3)
+    assert all(torch.equal(a, b) for a, b in zip(last.parameters(), kept.parameters(), strict=True))
+    one_epoch = work.trained_model(run, 1)
+    assert one_epoch.state_dict()["1.weight"].shape == last.state_dict()["1.weight"].shape
+    assert not torch.equal(one_epoch.state_dict()["1.weight"], last.state_dict()["1.weight"])
+    with pytest.raises(ValueError, match=r"epoch is 2, .* keeps snapshots of \(1, 3\)"):
+        work.trained_model(run, 2)
+    with pytest.raises(ValueError, match=r"snapshots is \(4,\), it must name epochs from 1 to 3"):
+        make_run("quick", **TINY | {"epochs": 3}, snapshots=[4])
+
+
+@pytest.fixture
+def diverged_run(monkeypatch):
+    """A run of the grid that diverges in its second epoch, whatever its settings."""
+    fit = work.fit
+
+    def diverges(model, dataset, settings, **options):
+        history = fit(model, dataset.subset(torch.arange(128)), replace(settings, epochs=1), **options)
+        raise TrainingDiverged(2, 7, history)
+
+    monkeypatch.setattr(work, "fit", diverges)
+    run = grid("quick")[0]
+    assert [row["epoch"] for row in work.train_run(run)] == [1]
+    return run
+
+
+def test_a_training_that_diverges_is_a_result_and_not_tried_again(diverged_run, monkeypatch):
+    found = json.loads((diverged_run.directory / store.DIVERGED).read_text())
+    assert (found["epoch"], found["step"]) == (2, 7)
+    assert "lower lr" in found["message"]
+    assert found["provenance"]["config_hash"] == diverged_run.hash
+    assert not (diverged_run.directory / store.CHECKPOINT).exists()
+    assert load_file(diverged_run.directory / store.WEIGHTS) == {}
+    monkeypatch.setattr(work, "fit", None)  # would be called
+    assert [row["epoch"] for row in work.train_run(diverged_run)] == [1]
+    with pytest.raises(ValueError, match=r"diverged, it has no weights: see diverged\.json"):
+        work.trained_model(diverged_run)
+
+
+def test_a_diverged_run_has_nothing_to_measure_and_is_not_pending(diverged_run):
+    for measure in (work.evaluate_run, probe_run, plane_run, lambda run: diagnose_run(run, "transfer")):
+        assert measure(diverged_run) == []
+        assert measure(diverged_run) == []  # from the file that the first wrote
+    for name in (store.EVALUATIONS, store.STATISTICS, store.LANDSCAPE, "transfer.csv"):
+        assert (diverged_run.directory / name).exists()
+    assert results.diverged("quick") == [diverged_run]
+    assert diverged_run not in results.pending("quick")
+    for table in ("evaluations", "statistics", "transfer"):
+        assert results.table("quick", table).empty
+    assert list(results.table("quick", "divergence").diverged) == [1, 1]  # of two epochs, the run's outcome
+    assert diverged_run.norm in pages.setting("quick").data
+
+
+def test_a_training_that_diverges_at_once_has_no_history():
+    run = make_run("quick", **TINY | {"batch_size": 16, "lr": 1e38, "norm": "no_norm"})
+    assert work.train_run(run) == work.train_run(run) == []
+    assert json.loads((run.directory / store.DIVERGED).read_text())["epoch"] == 1
 
 
 def test_probe_of_a_trained_run():
@@ -268,6 +343,24 @@ def test_probe_of_a_trained_run():
     assert probe_run(run) == store.read_rows(run.directory / store.STATISTICS)
 
 
+def test_a_landscape_is_of_images_of_all_classes_whatever_their_order(monkeypatch):
+    run = make_run("quick", **TINY)
+    work.train_run(run)
+    found = work.training_set(run)
+    by_class = found.subset(found.labels.argsort(stable=True))  # as cifar10-jpeg is stored
+    monkeypatch.setattr(planes, "training_set", lambda run: by_class)
+    seen = []
+
+    def loss_plane(model, x, y, **options):
+        seen.append(y)
+        return landscape.loss_plane(model, x, y, **options)
+
+    monkeypatch.setattr(planes, "loss_plane", loss_plane)
+    plane_run(run)
+    for y in seen:
+        assert set(y.tolist()) == set(found.labels.tolist())
+
+
 # -- intervals
 
 
@@ -277,21 +370,29 @@ def test_over_seeds_is_the_t_interval():
     assert results.over_seeds(values) == pytest.approx((interval.low, interval.high))
 
 
-def test_paired_difference_against_the_normal_approximation():
+def test_a_paired_difference_against_the_normal_approximation():
     rng = np.random.default_rng(3)
-    first, second = rng.random(4000) < 0.6, rng.random(4000) < 0.5
-    difference, low, high = results.paired_difference(first, second)
-    steps = first.astype(float) - second
-    assert difference == pytest.approx(100 * steps.mean())
-    half = 1.96 * 100 * steps.std(ddof=1) / np.sqrt(len(steps))
+    first, second = 100.0 * (rng.random(4000) < 0.6), 100.0 * (rng.random(4000) < 0.5)
+    difference, low, high = results.difference(first, second)
+    steps = first - second
+    assert difference == pytest.approx(steps.mean())
+    half = 1.96 * steps.std(ddof=1) / np.sqrt(len(steps))
     assert (low, high) == pytest.approx((difference - half, difference + half), abs=0.15)
 
 
-def test_paired_difference_of_the_same_outcomes_is_certain_and_other_images_are_refused():
-    outcome = np.array([True, False, True])
-    assert results.paired_difference(outcome, outcome) == (0, 0, 0)
-    with pytest.raises(ValueError, match="same images"):
-        results.paired_difference(outcome, outcome[:2])
+def test_a_difference_of_other_images_has_the_interval_of_two_samples():
+    rng = np.random.default_rng(4)
+    first, second = 100.0 * (rng.random(4000) < 0.6), 100.0 * (rng.random(1000) < 0.5)
+    difference, low, high = results.difference(first, second)
+    assert difference == pytest.approx(first.mean() - second.mean())
+    half = 1.96 * np.sqrt(first.var(ddof=1) / len(first) + second.var(ddof=1) / len(second))
+    assert (low, high) == pytest.approx((difference - half, difference + half), abs=0.3)
+
+
+def test_a_difference_of_the_same_outcomes_is_certain_and_one_of_single_values_is_not():
+    outcome = np.array([100.0, 0.0, 100.0])
+    assert results.difference(outcome, outcome) == (0, 0, 0)
+    assert results.difference(np.array([3.0]), np.array([1.0])) == (2, -np.inf, np.inf)
 
 
 # -- claims
@@ -390,8 +491,6 @@ def test_too_little_evidence_supports_no_verdict(profile, n):
 def test_every_claim_names_its_page_and_conditions():
     for claim_id, claim in claims.read_claims().items():
         assert (ROOT / "notebooks" / f"{claim['page']}.py").exists(), claim_id
-        assert claim["attacks"]
-        assert {"profile", "dataset", "images", "seeds"} == set(claim["evidence"])
     with pytest.raises(KeyError, match="table2-natural-attacks"):
         claims.judge("no-such-claim", "laptop")
 
@@ -414,6 +513,133 @@ def test_claims_on_statistics_compare_channels():
     verdict = claims.judge("fig1-start", "laptop")
     assert verdict.direction == claims.REPRODUCED
     assert verdict.comparisons[0].ours == pytest.approx(1.0, abs=0.15)
+
+
+CLAIM = {
+    "id": "x", "page": "table2", "text": "A.", "where": "here", "table": "probe", "kind": "beyond",
+    "shared": {"norm": "batch_norm", "training": "natural", "attack": "pgd"},
+    "first": {"statistics": "batch"}, "second": {"statistics": "tracked"},
+    "evidence": {"profile": "laptop", "dataset": "cifar10-jpeg", "images": 100, "seeds": 1},
+}  # fmt: skip
+
+
+def judged(monkeypatch, **changes):
+    claim = {key: value for key, value in (CLAIM | changes).items() if value is not None}
+    claims.check(claim)
+    monkeypatch.setattr(claims, "read_claims", lambda: {"x": claim})
+    return claims.judge("x", "laptop")
+
+
+def fake_diagnostic(cells, *, seeds=(0,), n=100, experiment="headline"):
+    """Rows of a diagnostic called probe: accuracy in percent by (statistics, attack, epoch)."""
+    for seed in seeds:
+        run = make_run("laptop", seed=seed, experiment=experiment)
+        rows, kept = [], {}
+        for (statistics, attack, epoch), accuracy in cells.items():
+            outcome = np.arange(n) < round(n * (accuracy + seed) / 100)
+            cell = {"statistics": statistics, "attack": attack, "epoch": epoch}
+            counts = {"n": n, "correct": int(outcome.sum()), "accuracy": 100 * outcome.mean()}
+            rows.append({"run": run.name} | cell | counts)
+            kept["/".join(map(str, cell.values()))] = outcome
+        store.write_rows(run.directory / "probe.csv", rows)
+        store.write_correct(run.directory / "probe.npz", kept)
+
+
+def test_a_claim_can_be_of_a_diagnostic_and_pairs_its_images(monkeypatch):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60, ("batch", "noise", 1): 10})
+    verdict = judged(monkeypatch)
+    (comparison,) = verdict.comparisons
+    assert (verdict.direction, comparison.ours) == (claims.SUPPORTED, pytest.approx(20))
+    # The outcomes are nested, so that the paired difference is binomial with a share of 20%.
+    half = 1.96 * 100 * np.sqrt(0.2 * 0.8 / 100)
+    assert (comparison.low, comparison.high) == pytest.approx((20 - half, 20 + half), abs=1.5)
+    assert judged(monkeypatch, evidence=CLAIM["evidence"] | {"images": 101}).direction == claims.UNTESTED
+    assert judged(monkeypatch, first=CLAIM["second"], second=CLAIM["first"]).direction == claims.NOT_SUPPORTED
+    assert judged(monkeypatch, kind="paper").direction == claims.REPRODUCED
+
+
+def test_a_clear_tie_is_not_ahead(monkeypatch):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 40})
+    assert judged(monkeypatch).direction == claims.NOT_SUPPORTED
+    assert judged(monkeypatch, margin=1.0).direction == claims.SUPPORTED
+
+
+def test_a_ranking_has_to_hold_against_each_side(monkeypatch):
+    cells = {("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60, ("none", "pgd", 1): 80}
+    fake_diagnostic(cells)
+    verdict = judged(monkeypatch, second=[{"statistics": "tracked"}, {"statistics": "none"}])
+    assert verdict.direction == claims.PARTLY_SUPPORTED
+    assert [c.what for c in verdict.comparisons] == ["against tracked", "against none"]
+    assert [c.ours for c in verdict.comparisons] == pytest.approx([20, -20])
+    absent = judged(monkeypatch, second=[{"statistics": "tracked"}, {"statistics": "other"}])
+    assert absent.direction == claims.UNTESTED
+
+
+def test_a_gap_can_be_compared_with_the_gap_elsewhere(monkeypatch):
+    cells = {("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 45}
+    cells |= {("tracked", "pgd", 30): 30, ("batch", "pgd", 30): 60}
+    fake_diagnostic(cells)
+    shared = CLAIM["shared"] | {"epoch": 30}
+    verdict = judged(monkeypatch, shared=shared, gap_at={"epoch": 1})
+    assert verdict.comparisons[0].ours == pytest.approx((60 - 30) - (45 - 40))
+    assert verdict.direction == claims.SUPPORTED
+
+
+def test_sides_may_come_from_different_experiments_and_seeds_are_paired(monkeypatch):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60}, seeds=(0, 1, 2))
+    verdict = judged(monkeypatch)
+    assert (verdict.comparisons[0].seeds, verdict.comparisons[0].ours) == (3, pytest.approx(20))
+    fake_diagnostic({("tracked", "pgd", 1): 30}, experiment="short")
+    verdict = judged(monkeypatch, second={"statistics": "tracked", "experiment": "short"})
+    assert (verdict.comparisons[0].seeds, verdict.comparisons[0].ours) == (1, pytest.approx(30))
+
+
+def test_curves_are_compared_epoch_by_epoch(monkeypatch):
+    losses = {"tracked": [2.0, 1.0, 2.5, 0.5, 1.5, 0.7], "batch": [2.0, 1.5, 1.2, 1.0, 0.9, 0.8]}
+    run = make_run("laptop")
+    rows = [
+        {"epoch": epoch + 1, "train_loss": 1.0, "train_accuracy": 50.0}
+        | {f"val_loss_{mode}": values[epoch] for mode, values in losses.items()}
+        | {f"val_accuracy_{mode}": 50.0 for mode in losses}
+        for epoch in range(6)
+    ]
+    store.write_rows(run.directory / store.HISTORY, rows)
+    curves = results.curves("laptop")
+    tracked = curves[curves.statistics == "tracked"]
+    assert tracked.rise.tolist() == pytest.approx([0, 0, 1.5, 0, 1.0, 0.2])
+    sides = {"first": CLAIM["second"], "second": CLAIM["first"]}
+    shared = {"norm": "batch_norm", "training": "natural"}
+    verdict = judged(monkeypatch, table="curves", value="rise", shared=shared, **sides)
+    assert verdict.comparisons[0].ours == pytest.approx(2.7 / 6)  # with batch statistics nothing rises
+    assert verdict.direction == claims.SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frist": {}}, r"unknown keys \['frist'\]; known are"),
+        ({"first": None}, r"lacks \['first'\]"),
+        ({"evidence": {"profile": "laptop"}}, "must say"),
+        ({"kind": "guess"}, r"must be one of \['paper', 'beyond'\]"),
+        ({"over": {"attack": ["a"], "epoch": [1]}}, "must be one column"),
+        ({"shared": {"attak": "pgd"}}, "names attak, which probe does not have"),
+        ({"value": "acuracy"}, "names acuracy, which probe does not have"),
+    ],
+)
+def test_a_misspelt_claim_is_refused(monkeypatch, changes, message):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60})
+    with pytest.raises(ValueError, match=message):
+        judged(monkeypatch, **changes)
+
+
+def test_the_ledger_is_plain_data_and_the_command_prints_it(monkeypatch, capsys):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60})
+    judged(monkeypatch)
+    (entry,) = json.loads(json.dumps(claims.ledger("laptop"), allow_nan=False))
+    assert (entry["verdict"], entry["comparisons"][0]["ours"]) == ("supported", pytest.approx(20))
+    monkeypatch.setattr("sys.argv", ["claims"])
+    claims.main()
+    assert "supported" in capsys.readouterr().out
 
 
 # -- pages
@@ -453,3 +679,58 @@ def test_command_of_a_run_makes_that_run():
         make_run(chosen.pop("profile"), **chosen | {"seed": int(chosen["seed"]), "p": float(chosen["p"])})
         == run
     )
+
+
+# -- the decision rule
+
+
+def verdicts_of(*directions):
+    """Verdicts of claims with one comparison each, in the given directions (None: untested)."""
+    found = []
+    for direction in directions:
+        ones = () if direction is None else (Comparison("", None, 1.0, 0.0, 2.0, 100, 1, direction),)
+        found.append(claims.Verdict({}, claims.UNTESTED if direction is None else "said", "", ones))
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("directions", "state"),
+    [
+        (["same", "same"], decision.HOLDS),
+        (["same", "opposite"], decision.FAILS),
+        (["same", "unclear"], decision.UNCLEAR),
+        (["same", None], claims.UNTESTED),
+        (["opposite", None], decision.FAILS),
+        ([], claims.UNTESTED),
+    ],
+)
+def test_a_condition_holds_only_if_all_of_it_does(monkeypatch, directions, state):
+    names = {f"c{i}": {"decides": "E4", "shared": {"training": "natural"}} for i in range(len(directions))}
+    found = dict(zip(names, verdicts_of(*directions), strict=True))
+    monkeypatch.setattr(decision, "read_claims", lambda: names)
+    monkeypatch.setattr(decision, "judge", lambda claim_id, profile: found[claim_id])
+    (condition,) = [c for c in decision.conditions("laptop", "natural") if c.name == "E4"]
+    assert condition.state == state
+    assert all(c.state == claims.UNTESTED for c in decision.conditions("laptop", "adversarial"))
+
+
+@pytest.mark.parametrize(
+    ("states", "outcome"),
+    [
+        ([decision.HOLDS, decision.HOLDS], decision.SURVIVES),
+        ([decision.HOLDS, decision.FAILS, claims.UNTESTED], decision.REFUTED),
+        ([decision.HOLDS, claims.UNTESTED], decision.OPEN),
+        ([decision.HOLDS, decision.UNCLEAR], decision.UNDECIDED),
+    ],
+)
+def test_one_failed_condition_refutes_and_all_must_hold_to_survive(states, outcome):
+    assert decision.decide([decision.Condition("E1", state, ()) for state in states]) == outcome
+
+
+def test_the_rule_as_a_sentence_names_the_conditions(monkeypatch):
+    states = {"E1": decision.UNCLEAR, "E3": decision.FAILS, "E5": decision.FAILS, "E7": claims.UNTESTED}
+    found = [decision.Condition(name, state, ()) for name, state in states.items()]
+    monkeypatch.setattr(decision, "conditions", lambda profile, training: found)
+    told = decision.sentence("laptop", "natural")
+    assert "refuted" in told
+    assert told.endswith("(E3, E5 contradicted; E1 unclear).")

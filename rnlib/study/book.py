@@ -6,6 +6,7 @@ Only files under ``_build`` are written.
 """
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,9 @@ import nbformat
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import rnlib
+from rnlib.study import results
+from rnlib.study.claims import ledger, read_claims
+from rnlib.study.pages import anchor
 from rnlib.study.reference import module_page, modules, overview
 from rnlib.study.runs import ROOT
 
@@ -56,6 +60,18 @@ def read_chapter(path: Path) -> nbformat.NotebookNode:
     return notebook
 
 
+def check_claims(notebooks: dict[str, nbformat.NotebookNode]) -> None:
+    """Raise ``RuntimeError`` for claims that their page does not show, or whose page is not in the book."""
+    lost = []
+    for claim_id, claim in read_claims().items():
+        cells = notebooks[claim["page"]].cells if claim["page"] in notebooks else []
+        shown = "".join(str(output.get("data", "")) for cell in cells for output in cell.get("outputs", []))
+        if f":name: {anchor(claim_id)}\\n" not in shown:
+            lost.append(f"{claim_id} (page {claim['page']})")
+    if lost:
+        raise RuntimeError(f"claims that no page of the book shows: {', '.join(lost)}; see pages.verdict")
+
+
 def status_page(notebooks: dict[str, nbformat.NotebookNode], profile: str) -> str:
     """MyST page that says which notebooks this copy of the book was made from, when and with what."""
     git = ["git", "describe", "--always", "--dirty"]
@@ -86,6 +102,7 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
         executed: folder of the notebooks that papermill executed, ``<name>.ipynb``.
     """
     notebooks = {name: read_chapter(executed / f"{name}.ipynb") for name in chapters()}
+    check_claims(notebooks)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(ROOT / "book", source)
     (source / "chapters").mkdir(exist_ok=True)
@@ -96,6 +113,8 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
     with (source / "api" / "index.md").open("a") as index:
         index.write(overview())
     (source / "status.md").write_text(status_page(notebooks, profile))
+    (source / "_static" / "claims.json").write_text(json.dumps(ledger(profile), indent=1))
+    results.table(profile, "evaluations").to_csv(source / "_static" / "results.csv", index=False)
 
 
 def render(source: Path, output: Path) -> None:

@@ -1,27 +1,34 @@
 """Experiments on the weights of trained runs, run once and kept with the outcome of every image."""
 
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rnlib.data import Dataset
 from rnlib.modes import evaluation_mode, statistics_modes
-from rnlib.study import experiments, store
+from rnlib.study import conditions, experiments, spreads, store, sweeps
 from rnlib.study.experiments import Outcome
 from rnlib.study.runs import Run, read_profile
-from rnlib.study.work import default_device, provenance, test_set, trained_model
+from rnlib.study.work import default_device, finished_rows, provenance, test_set, trained_model
 
 DIAGNOSTICS: dict[str, Callable[[Run, nn.Module, Dataset, str], Iterator[Outcome]]] = {
     "transfer": experiments.transfer,
+    "independent": experiments.independent,
     "ladder": experiments.ladder,
-    "adequacy": experiments.adequacy,
-    "fraction": experiments.fraction,
-    "neighbours": experiments.neighbours,
-    "black_box": experiments.black_box,
-    "units": experiments.units,
-    "eps": experiments.eps,
-    "batch_size": experiments.batch_size,
+    "adequacy": sweeps.adequacy,
+    "fraction": sweeps.fraction,
+    "neighbours": sweeps.neighbours,
+    "black_box": sweeps.black_box,
+    "units": sweeps.units,
+    "eps": sweeps.eps,
+    "batch_size": sweeps.batch_size,
+    "jitter": conditions.jitter,
+    "composition": conditions.composition,
+    "snapshots": conditions.snapshots,
+    "code_path": conditions.code_path,
+    "spreads": spreads.spreads,
 }
 
 
@@ -33,6 +40,8 @@ def diagnose_run(
     on_cell: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
     """Run a diagnostic on a trained run unless that is done.
+
+    What an interrupted one has measured is not measured again.
 
     Args:
         run: trained, with batch statistics.
@@ -49,21 +58,30 @@ def diagnose_run(
     """
     if name not in DIAGNOSTICS:
         raise ValueError(f"diagnostic is {name!r}, it must be one of {', '.join(DIAGNOSTICS)}")
-    path = run.directory / f"{name}.csv"
-    if path.exists():
-        return store.read_rows(path)
+    path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
+    if (there := finished_rows(run, path)) is not None:
+        return there
     device = device or default_device()
     model = trained_model(run).to(device)
     if "batch" not in statistics_modes(model):
         raise ValueError(f"{run.name} has no batch statistics: there is nothing to diagnose")
     dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
-    origin, rows, outcomes = provenance(run, dataset, device), [], {}
+    origin, rows = provenance(run, dataset, device), store.read_rows(unfinished)
+    kept = store.read_correct(path.with_suffix(".npz")) if rows else {}
+    outcomes = dict(list(kept.items())[: len(rows)])  # the rows say what is done
+    start = perf_counter()
     with evaluation_mode(model):
-        for cell, correct in DIAGNOSTICS[name](run, model, dataset, device):
-            outcomes["/".join(map(str, cell.values()))] = correct.numpy()
+        for cell, outcome in DIAGNOSTICS[name](run, model, dataset, device):
+            if (key := "/".join(map(str, cell.values()))) in outcomes:
+                continue
+            correct = outcome if isinstance(outcome, Tensor) else outcome()
+            outcomes[key] = correct.numpy()
             n, hits = len(correct), int(correct.sum())
-            rows.append({"run": run.name, **cell, "n": n, "correct": hits, "accuracy": 100 * hits / n})
-            on_cell(rows[-1])
-    store.write_correct(path.with_suffix(".npz"), outcomes)
-    store.write_rows(path, [row | origin for row in rows])  # last: its being there says that all is done
+            start, seconds = perf_counter(), round(perf_counter() - start, 2)  # with what the cell prepared
+            row = {"run": run.name, **cell, "n": n, "correct": hits, "accuracy": 100 * hits / n}
+            rows.append(row | {"seconds": seconds} | origin)
+            store.write_correct(path.with_suffix(".npz"), outcomes)
+            store.write_rows(unfinished, rows)
+            on_cell(row)
+    unfinished.rename(path)
     return rows

@@ -2,20 +2,25 @@
 figure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
-import seaborn as sns
+import pandas as pd
 from IPython.display import DisplayHandle, display
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from rnlib.study import results
 from rnlib.study.runs import read_profile
 from rnlib.train import History
 
-PALETTE = sns.color_palette("colorblind")
+# seaborn's "colorblind". The package takes a second to import, which a job that trains can do without.
+PALETTE = [
+    to_rgb(f"#{code}")
+    for code in "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9".split()
+]
 
 # (norm, statistics) -> (name, colour, line style); the paper's own names
 SERIES: dict[tuple[str, str], tuple[str, Any, str]] = {
@@ -42,6 +47,8 @@ ATTACKS: dict[str, str] = {
 
 def style() -> None:
     """Set the look of all figures of a notebook."""
+    import seaborn as sns
+
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update({
         "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False,
@@ -116,49 +123,90 @@ def evaluation_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure
 
 def accuracy_figure(
     profile: str,
-    table: int,
+    table: int | None,
     trainings: Sequence[str],
     attacks: Sequence[str],
     series: Sequence[tuple[str, str]],
     *,
     architecture: str = "resnet20",
+    experiment: str = "headline",
+    dataset: str | None = None,
     paper_dataset: str = "cifar10",
     ylim: tuple[float, float] = (0, 100),
+    columns: int | None = None,
 ) -> Figure:
-    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training."""
+    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training.
+
+    Args:
+        table: of the paper; None where it gives no numbers.
+        experiment, dataset: of our runs; the profile's own data set, if none is named.
+        columns: panels side by side, all of them if it is left out.
+    """
     condition = {"architecture": architecture}
-    theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
     ours = results.select(
-        results.evaluations(profile), condition | {"dataset": read_profile(profile)["defaults"]["dataset"]}
+        results.evaluations(profile, experiment),
+        condition | {"dataset": dataset or read_profile(profile)["defaults"]["dataset"]},
     )
-    figure, panels = plt.subplots(1, len(trainings), figsize=(9, 3.8), sharey=True, squeeze=False)
-    for axis, training in zip(panels[0], trainings, strict=True):
+    theirs = ours.iloc[:0]
+    if table is not None:
+        theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
+    return beside_figure(
+        theirs, ours, x="attack", places={attack: ATTACKS.get(attack, attack) for attack in attacks},
+        panel="training", titles={training: f"{training.capitalize()} training" for training in trainings},
+        series=series, ylim=ylim, columns=columns or len(trainings),
+    )  # fmt: skip
+
+
+def beside_figure(
+    theirs: pd.DataFrame, ours: pd.DataFrame, *, x: str, places: Mapping[Any, str], panel: str,
+    titles: Mapping[Any, str], series: Sequence[tuple[str, str]], ylim: tuple[float, float] = (0, 100),
+    columns: int = 2, height: float = 3.8,
+) -> Figure:  # fmt: skip
+    """Accuracies of the paper (open) beside ours (filled), with 95% intervals where there are any.
+
+    A panel that has numbers of the paper and none of ours says so.
+
+    Args:
+        theirs, ours: rows with norm, statistics, accuracy, ``x`` and ``panel``; of ours, those that share all
+            of these differ in the seed.
+        x, places: a column, and its values from left to right with what to write below each.
+        panel, titles: a column, and its values with the title of the panel of each.
+        series: norms and statistics modes, see ``SERIES``.
+        columns, height: how many panels stand side by side, and inches of a row of them.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(9, height * rows), sharey=True, squeeze=False)
+    for axis in axes.flat[len(titles) :]:
+        axis.set_visible(False)
+    for axis, (key, title) in zip(axes.flat, titles.items(), strict=False):
+        left, right = (results.select(table, {panel: key}) for table in (theirs, ours))
         for index, (norm, mode) in enumerate(series):
-            for place, attack in enumerate(attacks):
-                where = {"norm": norm, "statistics": mode, "training": training, "attack": attack}
-                x = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
-                colour = SERIES[norm, mode][1]
-                for row in results.select(theirs, where).itertuples():
-                    open_square = {"marker": "s", "markerfacecolor": "white"}
-                    axis.errorbar(x - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **open_square)
-                rows = results.select(ours, where)
-                if len(rows):
-                    mean, low, high = results.summary(rows)
-                    axis.errorbar(
-                        x + 0.06, mean, [[mean - low], [high - mean]], color=colour, capsize=2, marker="o"
-                    )
-        axis.set_xticks(range(len(attacks)), attack_names(attacks))
-        axis.set(xlim=(-0.5, len(attacks) - 0.5), ylim=ylim, title=f"{training.capitalize()} training")
-        for place in range(len(attacks) - 1):
+            colour = SERIES[norm, mode][1]
+            for place, value in enumerate(places):
+                where = {"norm": norm, "statistics": mode, x: value}
+                at = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
+                for row in results.select(left, where).itertuples():
+                    square: dict[str, Any] = {"marker": "s", "markerfacecolor": "white"}
+                    axis.errorbar(at - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **square)
+                if len(chosen := results.select(right, where)):
+                    mean, low, high = results.summary(chosen)
+                    errors = [[mean - low], [high - mean]]
+                    axis.errorbar(at + 0.06, mean, errors, color=colour, capsize=2, marker="o")
+        known = any(len(right[(right.norm == n) & (right.statistics == s)]) for n, s in series)
+        axis.set_xticks(range(len(places)), list(places.values()))
+        axis.set(xlim=(-0.5, len(places) - 0.5), ylim=ylim)
+        axis.set_title(title if known else f"{title} (ours: not run)")
+        for place in range(len(places) - 1):
             axis.axvline(place + 0.5, color="0.8", linewidth=0.8)
         axis.grid(axis="x", visible=False)
-    panels[0][0].set_ylabel("accuracy (%)")
+    for line in axes:
+        line[0].set_ylabel("accuracy (%)")
     handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
-    handles += [
-        plt.Line2D(
-            [], [], color="0.3", marker="s", markerfacecolor="white", linestyle="", label="open: the paper"
-        )
-    ]
-    handles += [plt.Line2D([], [], color="0.3", marker="o", linestyle="", label="filled: ours")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
+    if len(theirs):
+        for face, marker, label in (("white", "s", "open: the paper"), ("0.3", "o", "filled: ours")):
+            shape: dict[str, Any] = {"marker": marker, "markerfacecolor": face, "linestyle": ""}
+            handles.append(plt.Line2D([], [], color="0.3", label=label, **shape))
+    across = 4 if len(handles) == 4 else 3
+    figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize="small")
     return figure

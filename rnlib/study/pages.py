@@ -3,8 +3,9 @@
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
+from math import isfinite
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -12,19 +13,17 @@ from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
 from rnlib.study import results
-from rnlib.study.claims import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, UNTESTED, Verdict, judge, read_claims
+from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims
 from rnlib.study.figures import ATTACKS, SERIES
 from rnlib.study.runs import Run, grid
 
-LOOK = {
-    REPRODUCED: ("tip", "✓"),
-    PARTLY: ("warning", "◐"),
-    NOT: ("danger", "✗"),
-    INCONCLUSIVE: ("note", "?"),
-    UNTESTED: ("note", "○"),
-}
+# How verdicts look: class of the admonition, colour of the badge, symbol.
+LOOKS = [("tip", "success", "✓"), ("warning", "warning", "◐"), ("danger", "danger", "✗")]
+LOOK = {word: look for words in WORDS.values() for word, look in zip(words, LOOKS, strict=True)}
+LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "○")}
 WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 ratio of spreads"}
-SYMBOLS = {"same": "as in the paper", "opposite": "the other way round", "unclear": "unclear"}
+WHAT |= {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
+SYMBOLS = {"same": "as claimed", "opposite": "the other way round", "unclear": "unclear"}
 
 
 def command(run: Run) -> str:
@@ -32,12 +31,23 @@ def command(run: Run) -> str:
     return f"papermill notebooks/train.ipynb out.ipynb {run.options}"
 
 
-def setting(profile: str) -> Markdown:
-    """What the numbers of a page were measured on, and what is missing."""
-    table = results.evaluations(profile)
+def setting(
+    profile: str, experiment: str = "headline", runs: Callable[[Run], bool] = lambda run: True
+) -> Markdown:
+    """What the numbers of a page were measured on, and what is missing.
+
+    Args:
+        experiment, runs: which runs the page is about.
+    """
+
+    def concerned(found: Sequence[Run]) -> list[Run]:
+        return [run for run in found if run.experiment == experiment and runs(run)]
+
+    table = results.evaluations(profile, experiment)
+    table = table[table.run.isin([run.name for run in concerned(grid(profile))])]
     text = ""
     if table.empty:
-        text += f"No run of the profile `{profile}` has been evaluated yet.\n\n"
+        text += f"None of these runs of the profile `{profile}` has been evaluated yet.\n\n"
     else:
         epochs = ", ".join(
             f"{int(e)} {t}"
@@ -57,21 +67,36 @@ def setting(profile: str) -> Markdown:
         text += (
             "**This is the `quick` profile: it shows that the pipeline works and supports no verdict.**\n\n"
         )
-    if missing := results.pending(profile):
+    if missing := concerned(results.pending(profile)):
         text += (
-            f"Pending ({len(missing)} runs, shown nowhere below), for"
+            f"Pending ({len(missing)} run{'s' if len(missing) > 1 else ''}, shown nowhere below), for"
             f" example\n\n```\n{command(missing[0])}\n```\n"
         )
+    if diverged := concerned(results.diverged(profile)):
+        listed = "; ".join(f"{run.norm}, {run.training}, seed {run.seed}" for run in diverged)
+        text += f"\n\nTraining diverged, so that there is nothing to evaluate: {listed}.\n"
     return Markdown(f":::{{admonition}} What was measured\n:class: note\n{text}:::")
 
 
+def anchor(claim_id: str) -> str:
+    """The label of a claim's place in the book: where :func:`verdict` is displayed, on the claim's page."""
+    return f"claim-{claim_id}"
+
+
+def badge(direction: str) -> str:
+    """A verdict as a coloured label."""
+    _, colour, symbol = LOOK[direction]
+    return f"{{bdg-{colour}}}`{symbol} {direction}`"
+
+
 def verdict(claim_id: str, profile: str) -> Markdown:
-    """A claim with its verdict, computed from the results."""
+    """A claim with its verdict, computed from the results; displayed once, on the page of the claim."""
     found = judge(claim_id, profile)
-    look, symbol = LOOK[found.direction]
+    look, _, symbol = LOOK[found.direction]
     lines = [
         f":::{{admonition}} {symbol} {found.direction.capitalize()}: {found.claim['text']}",
         f":class: {look}",
+        f":name: {anchor(claim_id)}",
         f"*{found.claim['where']}.* ",
     ]
     if found.direction == UNTESTED:
@@ -87,54 +112,65 @@ def verdict(claim_id: str, profile: str) -> Markdown:
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """The evidence behind verdicts, one row a comparison, as differences in percentage points."""
+    """The evidence behind verdicts, one row a comparison: differences, in points for accuracies.
+
+    Indexed by claim and by what is compared; n counts images, or what else is compared. Without the column of
+    the paper where it gives no number.
+    """
     rows = [
         {
             "claim": verdict.claim["id"],
             "what": WHAT.get(c.what, c.what),
-            "paper": c.paper,
-            "ours": c.ours,
-            "95% interval": f"{c.low:+.1f} to {c.high:+.1f}",
-            "images": c.images,
+            "paper": "" if c.paper is None else f"{c.paper:+.1f}",
+            "ours": f"{c.ours:+.2g}" if abs(c.ours) < 1 else f"{c.ours:+.1f}",
+            "95% interval": f"{c.low:+.1f} to {c.high:+.1f}" if isfinite(c.low) else "none: one number",
+            "n": c.images,
             "seeds": c.seeds,
             "direction": SYMBOLS[c.direction],
         }
         for verdict in verdicts
         for c in verdict.comparisons
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows).set_index(["claim", "what"]) if rows else pd.DataFrame()
+    return table if rows and any(table.paper) else table.drop(columns="paper", errors="ignore")
 
 
-def ledger(profile: str) -> Markdown:
-    """All claims with their verdicts and links to their chapters."""
-    lines = ["| Claim | Where | Verdict | Ours against the paper |", "|---|---|---|---|"]
-    for claim_id, claim in read_claims().items():
-        found = judge(claim_id, profile)
+def ledger(profile: str, kind: str = "paper") -> Markdown:
+    """All claims of a kind with their verdicts and links to where they are tested."""
+    verdicts = [judge(claim_id, profile) for claim_id in read_claims()]
+    verdicts = [found for found in verdicts if found.claim.get("kind", "paper") == kind]
+    lines = ["| Verdict | Claim | Ours against the paper |", "|---|---|---|"]
+    for found in verdicts:
+        claim = found.claim
         magnitude = "" if found.direction == UNTESTED else found.magnitude
-        link = f"{{doc}}`{claim['text'].rstrip('.')} </chapters/{claim['page']}>`"
-        lines.append(
-            f"| {link} | {claim['where']} | {LOOK[found.direction][1]} {found.direction} | {magnitude} |"
-        )
+        link = f"{{ref}}`{claim['text'].rstrip('.')} <{anchor(claim['id'])}>`"
+        lines.append(f"| {badge(found.direction)} | {link} (*{claim['where']}*) | {magnitude} |")
+    made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
+    lines += [
+        "",
+        f"{made} comparisons are behind these verdicts, each with a 95% interval of its own and without a"
+        f" correction for their number: about {made / 20:.0f} of them would be wrong by chance alone.",
+    ]
     return Markdown("\n".join(lines))
 
 
-def headline(profile: str, claim_ids: Sequence[str]) -> Markdown:
-    """How many claims have which verdict, and the chosen ones with their differences."""
-    verdicts = {claim_id: judge(claim_id, profile) for claim_id in read_claims()}
-    counts = Counter(found.direction for found in verdicts.values())
-    tally = ", ".join(
-        f"{symbol} {counts[direction]} {direction}"
-        for direction, (_, symbol) in LOOK.items()
-        if counts[direction]
-    )
-    lines = [f"Of {len(verdicts)} claims: **{tally}**."]
+def tally(profile: str, kind: str = "paper") -> str:
+    """How many claims of a kind have which verdict, as badges."""
+    claims = [claim_id for claim_id, claim in read_claims().items() if claim.get("kind", "paper") == kind]
+    counts = Counter(judge(claim_id, profile).direction for claim_id in claims)
+    parts = [f"{counts[direction]} {badge(direction)}" for direction in LOOK if counts[direction]]
+    return f"Of {len(claims)} claims: {', '.join(parts)}."
+
+
+def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
+    """Claims as a list: verdict, text with a link to where it is tested, differences."""
+    lines = []
     for claim_id in claim_ids:
-        found = verdicts[claim_id]
-        parts = "" if found.direction == UNTESTED else f" Ours (the paper's): {differences(found)} points."
-        lines.append(
-            f"- {LOOK[found.direction][1]} **{found.direction.capitalize()}**: {found.claim['text']}{parts}"
-        )
-    return Markdown("\n".join([lines[0], "", *lines[1:]]))
+        found = judge(claim_id, profile)
+        parts = "" if found.direction == UNTESTED else f" Ours: {differences(found)}."
+        text = f"{{ref}}`{found.claim['text'].rstrip('.')} <{anchor(claim_id)}>`."
+        lines.append(f"- {badge(found.direction)} {text}{parts}")
+    return Markdown("\n".join(lines))
 
 
 def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
@@ -147,6 +183,7 @@ def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
     ):
         mean, low, high = results.summary(rows)
         label = SERIES[norm, mode][0]
+        low, high = max(low, 0), min(high, 100)  # a t interval does not know that these are the limits
         cells[training, label, WHAT.get(attack, attack)] = f"{mean:.1f} ({low:.0f}-{high:.0f})"
     frame = pd.Series(cells, dtype=object).unstack([0, 1]) if cells else pd.DataFrame()
     return frame.reindex([name for name in WHAT.values() if name in frame.index])
@@ -167,7 +204,8 @@ def paper_table(number: int) -> pd.DataFrame:
 def differences(*verdicts: Verdict) -> str:
     """The comparisons behind verdicts as a phrase, in points: ours, and the paper's in brackets."""
     parts = [
-        f"{WHAT.get(c.what, c.what)} {c.ours:+.1f}" + ("" if c.paper is None else f" ({c.paper:+.1f})")
+        f"{WHAT.get(c.what, c.what)}{':' if c.what[:1].isdigit() else ''} {c.ours:+.1f}".strip()
+        + ("" if c.paper is None else f" ({c.paper:+.1f})")
         for verdict in verdicts
         for c in verdict.comparisons
     ]
@@ -188,7 +226,7 @@ def show(figure: Figure, *, caption: str, alt: str, notebook: str, profile: str)
     data = base64.b64encode(file.getvalue()).decode()
     made = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile}"
     return HTML(
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alt)}"'
-        f' style="width:100%;background:white"><figcaption style="color:inherit">{escape(caption)}'
+        f'<figure><div class="wide"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"'
+        f' style="width:100%;background:white"></div><figcaption style="color:inherit">{escape(caption)}'
         f" <br><small>Made by <code>{escape(made)}</code></small></figcaption></figure>"
     )

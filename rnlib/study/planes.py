@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from rnlib.data import batches
+from rnlib.data import batches, test_order
 from rnlib.landscape import loss_plane, loss_rise, top_curvature
 from rnlib.modes import statistics_modes
 from rnlib.study import store
 from rnlib.study.runs import Run, read_profile
-from rnlib.study.work import default_device, provenance, trained_model, training_set
+from rnlib.study.work import default_device, finished_rows, provenance, trained_model, training_set
 
 
 def plane_run(
@@ -16,21 +16,22 @@ def plane_run(
 ) -> list[dict[str, Any]]:
     """Sample a plane of losses around a trained run, and measure its sharpness, unless that is done.
 
-    The images are the first of the training set, clean, without augmentation; the directions are the same in
-    every mode. Points, radius and images are those of the profile's ``landscape``.
+    The images are some of the training set, of all classes, clean and without augmentation; the directions
+    are the same in every mode. Points, radius and images are those of the profile's ``landscape``.
 
     Returns:
         The rows of ``landscape.csv``: statistics, a, b, loss. Beside it ``sharpness.csv`` has one row for
         each random direction (quantity ``rise``) and one for the Hessian (``curvature``).
     """
     path = run.directory / store.LANDSCAPE
-    if path.exists():
-        return store.read_rows(path)
+    if (there := finished_rows(run, path)) is not None:
+        return there
     device = device or default_device()
     options = read_profile(run.profile)["landscape"]
     dataset = training_set(run)
     model, origin = trained_model(run).to(device), provenance(run, dataset, device)
-    x, y = next(iter(batches(dataset, options["images"], device=device)))
+    mixed = dataset.subset(test_order(len(dataset), 5)[: options["images"]])
+    x, y = next(iter(batches(mixed, options["images"], device=device)))
     rows: list[dict[str, Any]] = []
     sharpness: list[dict[str, Any]] = []
     for mode in statistics_modes(model):

@@ -11,7 +11,7 @@ from rnlib.data import batches
 from rnlib.modes import use_statistics
 from rnlib.study import store
 from rnlib.study.runs import Run
-from rnlib.study.work import default_device, test_set, trained_model, training_set
+from rnlib.study.work import default_device, finished_rows, test_set, trained_model, training_set
 from rnlib.tracking import batch_statistics, distance, tracked_statistics
 
 BATCHES, BATCH_SIZE = 10, 100
@@ -31,8 +31,8 @@ def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
         absolute values.
     """
     path = run.directory / store.STATISTICS
-    if path.exists():
-        return store.read_rows(path)
+    if (there := finished_rows(run, path)) is not None:
+        return there
     device = device or default_device()
     model = trained_model(run).to(device)
     tracked = tracked_statistics(model)

@@ -47,6 +47,7 @@ class Run:
         attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
         train_images: train on the first so many of a fixed permutation, None for all.
         validation_images: test images measured after each epoch; nothing is chosen by them.
+        snapshots: epochs after which the weights are kept as well, ``snapshot<epoch>.safetensors``.
         epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting, precision,
             channels_last, compile: see :class:`rnlib.Training`.
     """
@@ -77,11 +78,15 @@ class Run:
     width: int | None = None
     eps: float = 0.03
     train_images: int | None = None
+    snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dataset not in STATISTICS:
             raise ValueError(f"dataset is {self.dataset!r}, it must be one of {', '.join(STATISTICS)}")
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("milestones", "snapshots"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if any(not 1 <= epoch <= self.epochs for epoch in self.snapshots):
+            raise ValueError(f"snapshots is {self.snapshots}, it must name epochs from 1 to {self.epochs}")
         self.settings()  # these find a wrong value before any work is done
         with torch.device("meta"):
             self.new_model()
@@ -168,7 +173,7 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     settings = DEFAULTS | {"norm": norm, "training": training, "seed": 0}
     settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
     settings |= experiment | budgets[training] | chosen
-    return settings | {"milestones": tuple(settings["milestones"])}
+    return settings | {name: tuple(settings[name]) for name in ("milestones", "snapshots")}
 
 
 def make_run(profile: str, **chosen: Any) -> Run:
@@ -196,24 +201,31 @@ def grid(profile: str) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+def chosen_runs(profile: str, where: Mapping[str, list[Any]]) -> list[Run]:
+    """The runs of a profile whose settings are among those listed; of the headline, if no experiment is."""
+    where = {"experiment": ["headline"]} | dict(where)
+    return [run for run in grid(profile) if all(getattr(run, key) in values for key, values in where.items())]
+
+
 def diagnosed(profile: str) -> list[tuple[Run, str]]:
-    """The runs of a profile's headline that are diagnosed, each with the names of its diagnostics."""
-    wanted = read_profile(profile)["diagnostics"]
-    return [
+    """The runs of a profile that are diagnosed, each with the name of a diagnostic, no pair twice."""
+    pairs = [
         (run, name)
-        for run in grid(profile)
-        for name in wanted["names"]
-        if run.experiment == "headline"
-        and all(getattr(run, key) in values for key, values in wanted["runs"].items())
+        for block in read_profile(profile)["diagnostics"]
+        for run in chosen_runs(profile, block["runs"])
+        for name in block["names"]
     ]
+    return list(dict.fromkeys(pairs))
 
 
 def attack_suite(run: Run) -> dict[str, Attack]:
     """The attacks of a run's evaluation: the paper's, and PGD at eps in 255ths (``pgd_linf_2px``).
 
-    A profile may name fewer for an experiment.
+    A profile may name fewer for an experiment, and attacks that only seed 0 is put to.
     """
     evaluation = read_profile(run.profile)["evaluation"]
     suite: dict[str, Attack] = paper_suite(run.dataset)
     suite |= {f"pgd_linf_{eps}px": PGD(eps / 255) for eps in evaluation["pixel_eps"]}
-    return {name: suite[name] for name in evaluation.get("attacks", {}).get(run.experiment, suite)}
+    spared = evaluation.get("seed0_only", []) if run.seed else []
+    names = evaluation.get("attacks", {}).get(run.experiment, suite)
+    return {name: suite[name] for name in names if name not in spared}

@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
 EVALUATIONS, CORRECT, STATISTICS = "evaluations.csv", "correct.npz", "statistics.csv"
 LANDSCAPE, SHARPNESS = "landscape.csv", "sharpness.csv"
-CHECKPOINT, UNFINISHED = "checkpoint.pt", "checkpoint-evaluations.csv"  # only while a run is at work
+DIVERGED = "diverged.json"  # in place of weights: where training stopped being finite
+CHECKPOINT = "checkpoint.pt"  # only while a run is at work
+
+
+def unfinished(table: str) -> str:
+    """The file with the rows that a table of measurements has so far, only while a run is at work."""
+    return f"checkpoint-{table}.csv"
+
+
+def snapshot(epoch: int) -> str:
+    """The file with the weights after an epoch of a run that keeps snapshots."""
+    return f"snapshot{epoch}.safetensors"
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -28,8 +39,8 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows as CSV, columns in the order of the first row."""
-    write(path, lambda file: pd.DataFrame(rows).to_csv(file, index=False))
+    """Rows as CSV, columns in the order of the first row; a header ``run`` where there is none."""
+    write(path, lambda file: pd.DataFrame(rows or {"run": []}).to_csv(file, index=False))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

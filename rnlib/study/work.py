@@ -7,6 +7,7 @@ import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from rnlib.evaluate import Evaluation, evaluate
 from rnlib.modes import statistics_modes
 from rnlib.study import store
 from rnlib.study.runs import DEFAULTS, IDENTITY, ROOT, Run, attack_suite, read_profile
-from rnlib.train import History, fit
+from rnlib.train import History, TrainingDiverged, fit
 
 
 def default_device() -> str:
@@ -65,10 +66,12 @@ def train_run(
     on_epoch: Callable[[History], None] = lambda history: None,
     on_step: Callable[[], None] = lambda: None,
 ) -> History:
-    """Train a run unless its weights are there; settings, history and weights go to its directory.
+    """Train a run unless that is done; settings, history and weights go to its directory.
+
+    A training that diverges is a result, and not tried again: ``diverged.json`` says where, and the file of
+    weights, which says that training is done, holds none.
 
     Raises:
-        TrainingDiverged: the history up to that point has been written.
         ValueError: the directory holds a run with other settings.
     """
     device = device or default_device()
@@ -76,7 +79,8 @@ def train_run(
     config = directory / store.CONFIG
     settings = json.loads(json.dumps(asdict(run)))
     # A setting that was added later has its default in an older run.
-    there = DEFAULTS | json.loads(config.read_text())["settings"] if config.exists() else settings
+    defaults = json.loads(json.dumps(DEFAULTS))
+    there = defaults | json.loads(config.read_text())["settings"] if config.exists() else settings
     if different := {k: (there.get(k), here) for k, here in settings.items() if there.get(k) != here}:
         raise ValueError(
             f"{directory} holds a run with other settings (there, here): {different}; remove or rename it"
@@ -88,27 +92,63 @@ def train_run(
 
     def keep(history: History) -> None:
         store.write_rows(directory / store.HISTORY, history)
+        if history and (epoch := int(history[-1]["epoch"])) in run.snapshots:
+            _save(model, directory / store.snapshot(epoch))
         on_epoch(history)
 
     model = run.new_model()
-    history = fit(
-        model, dataset, run.settings(), validation=test_set(run, run.validation_images),
-        checkpoint=directory / store.CHECKPOINT, device=device, on_epoch=keep, on_step=on_step,
-    )  # fmt: skip
-    keep(history)  # also after a resume that had nothing left to do
-    tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    store.write(directory / store.WEIGHTS, lambda path: save_file(tensors, path))
-    (directory / store.CHECKPOINT).unlink()
+    try:
+        history = fit(
+            model, dataset, run.settings(), validation=test_set(run, run.validation_images),
+            checkpoint=directory / store.CHECKPOINT, device=device, on_epoch=keep, on_step=on_step,
+        )  # fmt: skip
+        keep(history)  # also after a resume that had nothing left to do
+        _save(model, directory / store.WEIGHTS)
+    except TrainingDiverged as error:
+        history = error.history
+        found = {"epoch": error.epoch, "step": error.step, "message": str(error)}
+        found |= {"provenance": provenance(run, dataset, device)}
+        store.write_json(directory / store.DIVERGED, found)
+        _save(nn.Module(), directory / store.WEIGHTS)
+    (directory / store.CHECKPOINT).unlink(missing_ok=True)
     return history
 
 
-def trained_model(run: Run) -> nn.Module:
+def _save(model: nn.Module, path: Path) -> None:
+    tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    store.write(path, lambda file: save_file(tensors, file))
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether the training of a run diverged, so that there are no weights to measure."""
+    return (run.directory / store.DIVERGED).exists()
+
+
+def finished_rows(run: Run, path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table of measurements, if it is there, else None.
+
+    For a run that diverged a table without rows is written and returned: that measurement is done, too.
+    """
+    if not path.exists() and has_diverged(run):
+        store.write_rows(path, [])
+    return store.read_rows(path) if path.exists() else None
+
+
+def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
     """The network of a finished run, in evaluation mode.
+
+    Args:
+        epoch: one of the run's snapshots; None is the end of training.
 
     Raises:
         FileNotFoundError: the run is not trained yet; the message says how to.
+        ValueError: training diverged, or no snapshot was kept of that epoch; those that were are named.
     """
-    path = run.directory / store.WEIGHTS
+    if epoch is None and has_diverged(run):
+        raise ValueError(f"training of {run.name} diverged, it has no weights: see {store.DIVERGED}")
+    if epoch is not None and epoch not in run.snapshots:
+        raise ValueError(f"epoch is {epoch}, {run.name} keeps snapshots of {run.snapshots}")
+    path = run.directory / (store.WEIGHTS if epoch is None else store.snapshot(epoch))
     if not path.exists():
         command = f"papermill notebooks/train.ipynb out.ipynb {run.options}"
         raise FileNotFoundError(f"{run.name} is not trained: {command}")
@@ -129,11 +169,11 @@ def evaluate_run(
     What an interrupted evaluation has measured is not measured again.
 
     Returns:
-        The rows of ``evaluations.csv``.
+        The rows of ``evaluations.csv``; none if training diverged.
     """
-    finished, unfinished = run.directory / store.EVALUATIONS, run.directory / store.UNFINISHED
-    if finished.exists():
-        return store.read_rows(finished)
+    finished, unfinished = run.directory / store.EVALUATIONS, run.directory / store.unfinished("evaluations")
+    if (there := finished_rows(run, finished)) is not None:
+        return there
     device = device or default_device()
     dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
     model, origin = trained_model(run), provenance(run, dataset, device)

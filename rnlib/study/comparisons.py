@@ -1,0 +1,141 @@
+"""Two sides of a claim set against each other on the results, with an interval."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from rnlib.study import results
+from rnlib.study.probe import BATCH_SIZE, BATCHES
+from rnlib.study.runs import read_profile
+
+# What tells apart the values of one side and seed, where there are several.
+PLACES = ["layer", "channel", "epoch"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One side against another, first minus second.
+
+    Attributes:
+        what: what is compared, in the words of the claim's ``over`` (an attack, a column, ...).
+        paper: the paper's difference, None where it gives no number.
+        ours, low, high: our difference with its 95% interval: t over seeds where there are several; else over
+            images (paired where the images are the same), or over channels, directions or epochs (bootstrap).
+        images, seeds: what it rests on.
+        direction: same, opposite or unclear: where the interval lies.
+    """
+
+    what: str
+    paper: float | None
+    ours: float
+    low: float
+    high: float
+    images: int
+    seeds: int
+    direction: str
+
+
+def compare(claim: Mapping[str, Any], profile: str) -> list[Comparison]:
+    """The comparisons of a claim that can be made from the results of a profile: see ``book/claims.yml``."""
+    name = claim.get("table", "evaluations")
+    table = results.table(profile, name)
+    (column, values), *_ = claim.get("over", {"": [""]}).items()
+    seconds = claim["second"] if isinstance(claim["second"], list) else [claim["second"]]
+    found = []
+    for second in seconds:
+        for what in values:
+            shared = dict(claim.get("shared", {})) | ({column: what} if column else {})
+            sides = [shared | side for side in (claim["first"], second)]
+            differences = _differences(claim, profile, name, table, sides)
+            if differences is None:
+                continue
+            ours, low, high, images, seeds = differences
+            direction = _direction(low, high, claim.get("margin"))
+            label = _label(what, second if len(seconds) > 1 else {})
+            found.append(Comparison(label, _paper(claim, sides), ours, low, high, images, seeds, direction))
+    return found
+
+
+def _label(what: Any, second: Mapping[str, Any]) -> str:
+    against = f"against {', '.join(str(value) for value in second.values())}" if second else ""
+    return ", ".join(part for part in (str(what), against) if part)
+
+
+def _differences(
+    claim: Mapping[str, Any], profile: str, name: str, table: pd.DataFrame, sides: list[dict[str, Any]]
+) -> tuple[float, float, float, int, int] | None:
+    """Mean difference, its interval, and how many images and seeds are behind it."""
+    rows = [_rows(table, claim, side) for side in sides]
+    if at := claim.get("gap_at"):
+        rows += [_rows(table, claim, side | at) for side in sides]
+    seeds = [seed for seed in dict.fromkeys(rows[0].seed) if all(seed in set(side.seed) for side in rows)]
+    if not seeds:
+        return None
+    differences = []
+    for seed in seeds:
+        first, second, *before = (_values(profile, name, side[side.seed == seed]) for side in rows)
+        if before:
+            first, second = first - second, before[0] - before[1]
+        differences.append(results.difference(first, second))
+    images = int(min(side.images.min() for side in rows))
+    if len(seeds) == 1:
+        return *differences[0], images, 1
+    means = [mean for mean, _, _ in differences]
+    return float(np.mean(means)), *results.over_seeds(means), images, len(seeds)
+
+
+def _rows(table: pd.DataFrame, claim: Mapping[str, Any], side: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of one side, with the value compared and the number of images behind it."""
+    where = {"experiment": "headline", "dataset": claim["evidence"]["dataset"]} | dict(side)
+    value = where.pop("value", claim.get("value", "accuracy"))
+    if missing := [column for column in [*where, value] if column not in table]:
+        if table.empty:
+            return table.assign(seed=[], images=[])
+        raise ValueError(
+            f"claim {claim['id']!r} names {', '.join(missing)}, which {claim.get('table', 'evaluations')}"
+            f" does not have; it has {', '.join(table)}"
+        )
+    rows = results.select(table, where)
+    options = read_profile(claim["evidence"]["profile"])
+    others = {"statistics": BATCHES * BATCH_SIZE, "sharpness": options["landscape"]["images"]}
+    others |= {"curves": options["defaults"]["validation_images"]}
+    n = rows["n"] if "n" in rows else others.get(claim.get("table", ""), 0)
+    return rows.assign(compared=rows[value], images=n).dropna(subset="compared")
+
+
+def _values(profile: str, name: str, rows: pd.DataFrame) -> NDArray[np.floating]:
+    """What one side is the mean of: percents of images, or values by channel, direction or epoch."""
+    if len(rows) == 1 and "correct" in rows:
+        hits = results.outcomes(profile, name, rows.iloc[0])
+        if hits is None:
+            raise ValueError(f"{rows.run.iloc[0]} has {name}.csv, but the outcomes of its images are missing")
+        return 100 * hits.astype(float)
+    places = [column for column in PLACES if column in rows]
+    ordered = rows.sort_values(places, kind="stable") if places else rows
+    return ordered.compared.to_numpy(float)
+
+
+def _paper(claim: Mapping[str, Any], sides: list[dict[str, Any]]) -> float | None:
+    if "paper" not in claim:
+        return None
+    table = results.paper(claim["paper"]["table"])
+    values = []
+    for side in sides:
+        where = {key: value for key, value in side.items() if key in table} | {
+            "dataset": claim["paper"]["dataset"]
+        }
+        values.append(results.select(table, where).accuracy)
+    return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
+
+
+def _direction(low: float, high: float, margin: float | None) -> str:
+    """Ahead (the default), or within ``margin`` of each other."""
+    if margin is None:
+        return "same" if low > 0 else "opposite" if high < 0 else "unclear"
+    if -margin < low and high < margin:
+        return "same"
+    return "opposite" if low > margin or high < -margin else "unclear"

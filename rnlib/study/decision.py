@@ -1,0 +1,88 @@
+"""The decision rule of the study: what has to hold if tracking is the cause of the vulnerability.
+
+Each condition is necessary. So one that the results contradict refutes the hypothesis, and it survives only
+when all of them hold. Claims of ``book/claims.yml`` say by ``decides`` which condition they are evidence for.
+"""
+
+from dataclasses import dataclass
+
+from rnlib.study.claims import UNTESTED, Verdict, judge, read_claims
+
+CONDITIONS = {
+    "E1": "With batch statistics the same weights withstand the paper's attacks better than with tracked.",
+    "E3": "Batch statistics that cannot follow the attack, and have no mismatch either, are as good.",
+    "E4": "The advantage stays when the attack is stronger: more steps, another loss.",
+    "E5": "It stays when a single image of the batch is attacked, so that images cannot defend each other.",
+    "E7": "It stays under an attack that uses no gradient.",
+    "E10": "Norms that never had a mismatch are more robust than tracked BatchNorm.",
+}
+HOLDS, FAILS, UNCLEAR = "holds", "fails", "unclear"
+SURVIVES, REFUTED, UNDECIDED, OPEN = "survives", "refuted", "undecided", "open"
+SAYS = {
+    SURVIVES: "**survives**: every condition holds",
+    REFUTED: "is **refuted** by the rule: at least one necessary condition is contradicted",
+    UNDECIDED: "is **undecided**: no condition is contradicted, and not all are clear",
+    OPEN: "is **open**: no condition is contradicted so far, and some are not tested yet",
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A condition of the rule with what the results say of it.
+
+    Attributes:
+        name: a key of ``CONDITIONS``.
+        state: holds (every comparison of its claims is clear), fails (a claim has one that is clearly the
+            other way round and none as it says), unclear, or untested here.
+        verdicts: of its claims.
+    """
+
+    name: str
+    state: str
+    verdicts: tuple[Verdict, ...]
+
+
+def conditions(profile: str, training: str) -> list[Condition]:
+    """The conditions after natural or adversarial training."""
+    found = []
+    for name in CONDITIONS:
+        verdicts = tuple(
+            judge(claim_id, profile)
+            for claim_id, claim in read_claims().items()
+            if claim.get("decides") == name and claim["shared"].get("training") == training
+        )
+        found.append(Condition(name, _state(verdicts), verdicts))
+    return found
+
+
+def _state(verdicts: tuple[Verdict, ...]) -> str:
+    states = [
+        HOLDS if seen == {"same"} else FAILS if "opposite" in seen and "same" not in seen else UNCLEAR
+        for verdict in verdicts
+        if verdict.direction != UNTESTED and (seen := {one.direction for one in verdict.comparisons})
+    ]
+    if FAILS in states:
+        return FAILS
+    if not states or len(states) < len(verdicts):
+        return UNTESTED
+    return HOLDS if set(states) == {HOLDS} else UNCLEAR
+
+
+def decide(found: list[Condition]) -> str:
+    """What the rule says: survives, refuted, undecided, or open while something is untested."""
+    states = {condition.state for condition in found}
+    if FAILS in states:
+        return REFUTED
+    if states == {HOLDS}:
+        return SURVIVES
+    return OPEN if UNTESTED in states else UNDECIDED
+
+
+def sentence(profile: str, training: str) -> str:
+    """What the rule says after a training, and which conditions are how, in words."""
+    found = conditions(profile, training)
+    groups = {state: [one.name for one in found if one.state == state] for state in (FAILS, HOLDS, UNCLEAR)}
+    words = {FAILS: "contradicted", HOLDS: "met", UNCLEAR: "unclear"}
+    told = "; ".join(f"{', '.join(names)} {words[state]}" for state, names in groups.items() if names)
+    says = f"After {training} training, that tracking is the cause {SAYS[decide(found)]}"
+    return f"{says} ({told})." if told else f"{says}."

@@ -1,0 +1,71 @@
+"""What the chapters on decisive experiments share: networks side by side, and many comparisons at once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import Markdown
+from scipy import stats
+
+from rnlib.study import panels, results
+from rnlib.study.claims import Verdict
+from rnlib.study.comparisons import Comparison
+
+MODES = panels.names(["tracked", "batch"], {"tracked": "tracked statistics", "batch": "batch statistics"})
+NORMS = {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
+
+
+def networks(profile: str, name: str, **where: Any) -> pd.DataFrame:
+    """A diagnostic of the headline with a column ``network`` (norm and training), natural training first.
+
+    Args:
+        name: of the diagnostic.
+        where: values of columns, to choose rows; a list means any of them.
+    """
+    table = results.diagnostic(profile, name)
+    table = table[table.norm.isin(list(NORMS))].sort_values(
+        ["norm", "training"], ascending=[True, False], kind="stable"
+    )
+    for column, value in where.items() if len(table) else ():
+        table = table[table[column].isin(value if isinstance(value, list) else [value])]
+    return table.assign(network=table.norm.map(NORMS) + ", " + table.training + " training")
+
+
+def p_value(comparison: Comparison) -> float:
+    """Two-sided, of no difference, from the width of the 95% interval: t over seeds, else normal."""
+    quantile = stats.norm.ppf(0.975)
+    if comparison.seeds > 1:
+        quantile = stats.t.ppf(0.975, comparison.seeds - 1)
+    error = (comparison.high - comparison.low) / 2 / quantile
+    if error == 0:
+        return float(comparison.ours == 0)
+    size = abs(comparison.ours) / error
+    return float(
+        2 * (stats.t.sf(size, comparison.seeds - 1) if comparison.seeds > 1 else stats.norm.sf(size))
+    )
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm, 1979): all that stay below 5% are wrong together in 5%."""
+    order, n = np.argsort(values, kind="stable"), len(values)
+    corrected = np.empty(n)
+    corrected[order] = np.maximum.accumulate([(n - i) * values[k] for i, k in enumerate(order)])
+    return [float(value) for value in corrected.clip(0, 1)]
+
+
+def multiplicity(verdicts: Sequence[Verdict]) -> Markdown:
+    """How many differences of a page are clear one by one, and how many when corrected for their number.
+
+    Claims that two sides are as good (within a margin) are left out: they test no difference.
+    """
+    found = [one for verdict in verdicts if "margin" not in verdict.claim for one in verdict.comparisons]
+    if not found:
+        return Markdown("")
+    values = [p_value(one) for one in found]
+    alone, together = sum(p < 0.05 for p in values), sum(p < 0.05 for p in holm(values))
+    return Markdown(
+        f"**Many comparisons.** Of the {len(found)} differences compared on this page {alone} are clear at"
+        f" 95% taken one by one; {len(found) / 20:.0f} or so would be by chance if there were none at all."
+        f" Corrected for their number (Holm), {together} are. Verdicts use the uncorrected intervals."
+    )
