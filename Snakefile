@@ -4,7 +4,8 @@
 #   snakemake -j2 --config profile=laptop runs=existing    build the book from the results that are there
 #   snakemake -j50 --executor slurm --config profile=paper the same on a cluster, with snakemake-executor-plugin-slurm
 #
-# Finished work is never repeated, also in a fresh clone, where file dates mean nothing: hence ancient().
+# Finished work is never repeated, also in a fresh clone, where file dates mean nothing: hence ancient(). Nor is a
+# training that diverged: its file of weights holds none, and what is measured of it are tables without rows.
 
 import os
 from pathlib import Path
@@ -12,7 +13,8 @@ from pathlib import Path
 from rnlib.modes import statistics_modes
 from rnlib.study.book import chapters
 from rnlib.study.diagnostics import DIAGNOSTICS
-from rnlib.study.runs import diagnosed, grid
+from rnlib.study.experiments import other_seed
+from rnlib.study.runs import chosen_runs, diagnosed, grid, read_profile
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
@@ -25,7 +27,7 @@ WANTED = [RESULT.format(run=name) for name in RUNS]
 WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
 WANTED += [f"results/{PROFILE}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
 PLANE = f"results/{PROFILE}/{{run}}/landscape.csv"
-WANTED += [PLANE.format(run=run.name) for run in dict(diagnosed(PROFILE))]
+WANTED += [PLANE.format(run=run.name) for run in chosen_runs(PROFILE, read_profile(PROFILE)["landscape"]["runs"])]
 if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
 
@@ -95,9 +97,16 @@ rule probe:
         "papermill --no-progress-bar notebooks/probe.ipynb {log.notebook} {params.settings}"
 
 
+def diagnosed_weights(wildcards):
+    """The weights that a diagnostic looks at: those of its run, and of another seed where it sets two together."""
+    runs = [RUNS[wildcards.run]]
+    runs += [other_seed(run) for run in runs if wildcards.diagnostic == "independent"]
+    return [ancient(f"results/{PROFILE}/{run.name}/weights.safetensors") for run in runs]
+
+
 rule diagnose:
     input:
-        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+        weights=diagnosed_weights,
     output:
         f"results/{PROFILE}/{{run}}/{{diagnostic}}.csv",
     params:

@@ -12,8 +12,8 @@
 # # Diagnose one run
 #
 # A worker of the grid: one experiment on the weights of a trained run. `diagnostic` names
-# it: transfer, ladder, adequacy, fraction, neighbours, black_box, units, eps or
-# batch_size.
+# it: transfer, ladder, adequacy, fraction, neighbours, black_box, units, eps,
+# batch_size, jitter, composition, snapshots or code_path.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
@@ -56,5 +56,5 @@ with live() as progress:
 # ## Summary
 
 # %%
-table = pd.DataFrame(rows)
+table = pd.DataFrame(rows or {"accuracy": []})  # no rows if training diverged
 table.loc[:, : "accuracy"].round(1)

@@ -60,9 +60,10 @@ with live() as progress:
 
     rows = evaluate_run(run, device=device, on_evaluation=on_evaluation)
 
-figure = evaluation_figure(rows, run.name)
-chart.update(figure)
-plt.close(figure)
+if rows:  # none if training diverged
+    figure = evaluation_figure(rows, run.name)
+    chart.update(figure)
+    plt.close(figure)
 
 # %% [markdown]
 # ## Summary
@@ -70,6 +71,6 @@ plt.close(figure)
 # %%
 import pandas as pd
 
-table = pd.DataFrame(rows)
-print(f"{run.name}: {len(table)} evaluations of {table.n.iloc[0]} images in {table.seconds.sum():.0f} s")
+table = pd.DataFrame(rows, columns=["attack", "statistics", "accuracy", "n", "seconds"])
+print(f"{run.name}: {len(table)} evaluations of {table.n.max()} images in {table.seconds.sum():.0f} s")
 table.pivot(index="attack", columns="statistics", values="accuracy").loc[table.attack.unique()].round(1)

@@ -51,15 +51,21 @@ import numpy as np
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
 
-from rnlib.study import pages, results
+from rnlib.study import pages, results, store
+from rnlib.study.claims import judge
 from rnlib.study.figures import SERIES, style
-from rnlib.study.runs import ROOT
+from rnlib.study.runs import ROOT, chosen_runs, read_profile
 
 style()
 PANELS = [(norm, mode) for norm in ("batch_norm", "robust_norm") for mode in ("tracked", "batch")]
 TRAININGS = ["natural", "adversarial"]
 planes, sharpness = results.landscapes(profile), results.sharpness(profile)
-pages.setting(profile)
+display(pages.setting(profile, runs=lambda run: run.norm in dict(PANELS)))
+wanted = chosen_runs(profile, read_profile(profile)["landscape"]["runs"])
+if missing := [run for run in wanted if not (run.directory / store.LANDSCAPE).exists()]:
+    command = f"papermill notebooks/landscape.ipynb out.ipynb {missing[0].options}"
+    text = f":::{{admonition}} Pending ({len(missing)}), shown nowhere below\n:class: note\n"
+    display(Markdown(f"{text}Landscapes, for example\n\n```\n{command}\n```\n:::"))
 
 # %% [markdown]
 # ## The landscapes
@@ -149,28 +155,43 @@ if len(sharpness):
                 axis.errorbar(
                     mean, place, xerr=[[mean - low], [high - mean]], color=colour, marker="o", capsize=3
                 )
+        if not len(results.select(sharpness, {"training": training})):
+            axis.text(0.5, 0.5, "not measured", ha="center", transform=axis.transAxes, fontsize="small")
         axis.set(
             title=f"{training.capitalize()} training", xlabel="rise of the loss at half a filter's length"
         )
         axis.set_yticks(range(len(PANELS)), [SERIES[key][0] for key in PANELS])
         axis.invert_yaxis() if axis is axes[0] else None
+    told = "; ".join(f"{t} training: {pages.differences(judge(f'fig9-{t}', profile))}" for t in TRAININGS)
     display(
         pages.show(
             figure,
             caption=(
-                "Rise of the loss along random directions (small dots), mean and 95% interval over them."
+                "Rise of the loss along random directions (small dots), mean and 95% interval over them. With"
+                f" batch statistics minus with tracked ones, {told}."
             ),
             alt=("A row of dots for each norm and statistics mode: the rise along random directions."),
             notebook="fig9",
             profile=profile,
         )
     )
-    top = sharpness[sharpness.quantity == "curvature"]
+
+# %% tags=["hide-input"]
+for training in TRAININGS:
+    display(pages.verdict(f"fig9-{training}", profile))
+
+# %% [markdown]
+# ## The numbers
+
+# %% tags=["hide-input"]
+display(pages.comparisons([judge(f"fig9-{training}", profile) for training in TRAININGS]))
+if len(top := sharpness[sharpness.quantity == "curvature"]):
     display(top.pivot_table(index=["norm", "training"], columns="statistics", values="value").round(1))
 
 # %% [markdown]
-# The table holds the eigenvalue of largest size of the Hessian of the loss, over all parameters, scales and
-# shifts of the norms included.
+# The first table has differences of the rise, its intervals are over directions. The second has the
+# eigenvalue of largest size of the Hessian of the loss, over all parameters, scales and shifts of the norms
+# included.
 #
 # ## What it means
 #

@@ -31,18 +31,24 @@ from rnlib.study.parameters import parameters
 parameters(globals(), ["profile", "teaser"])
 
 # %% tags=["remove-input"]
-from rnlib.study import pages
+from IPython.display import Markdown, display
+
+from rnlib.study import decision, pages
 from rnlib.study.claims import judge
 from rnlib.study.figures import accuracy_figure, style
+from rnlib.study.runs import TRAININGS
 
 style()
+answer = "\n".join(f"- {decision.sentence(profile, training)}" for training in TRAININGS)
+display(Markdown(f"**The answer**, by a rule of necessary conditions ({{ref}}`verdict`):\n\n{answer}"))
 HEART = ["table2-natural-attacks", "table2-natural-noise", "table2-adversarial-attacks", "table3-natural"]
-pages.headline(profile, HEART)
+display(Markdown(f"**The paper's claims.** {pages.tally(profile)} Those it stands on:"))
+pages.summary(profile, HEART)
 
 # %% [markdown]
-# **How sure?** With one seed the intervals behind these verdicts are over test images: they say how well
-# *these* weights are known, not what other seeds would give. A comparison of one set of weights in two
-# modes suffers least from that. The data is a JPEG copy of CIFAR-10 and training is short, so absolute
+# **How sure?** With several seeds the intervals behind these verdicts are t intervals over them, as in the
+# paper; where one network was trained they are over test images and say how well *these* weights are known,
+# not what other seeds would give. The data is a JPEG copy of CIFAR-10 and training is short, so absolute
 # accuracies are not the paper's; differences are what is tested.
 
 # %% tags=["remove-input"]
@@ -76,10 +82,23 @@ pages.show(
 pages.setting(profile)
 
 # %% [markdown]
-# ## Every claim
+# ## Every claim of the paper
 
 # %% tags=["remove-input"]
 pages.ledger(profile)
+
+# %% [markdown]
+# ## Beyond the paper
+#
+# What has to be true if tracking is the cause, and other hypotheses of ours, tested on the same weights:
+
+# %% tags=["remove-input"]
+pages.ledger(profile, "beyond")
+
+# %% [markdown]
+# All of it as data: <a href="_static/claims.json" download>claims.json</a> (verdicts and comparisons),
+# <a href="_static/results.csv" download>results.csv</a> (every accuracy). `python -m rnlib.study.claims`
+# computes the verdicts again.
 
 # %% [markdown]
 # **Where to go.** {doc}`chapters/table2` is the heart of the argument, {doc}`chapters/fig1` looks at the

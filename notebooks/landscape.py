@@ -48,10 +48,11 @@ with live() as progress:
     def on_mode(mode):
         progress.update({"text/plain": f"{mode} done"}, raw=True)
 
-    table = pd.DataFrame(plane_run(run, device=device, on_mode=on_mode))
+    rows = plane_run(run, device=device, on_mode=on_mode)
 
 # %% [markdown]
 # ## Summary
 
 # %%
+table = pd.DataFrame(rows, columns=["statistics", "loss"])  # no rows if training diverged
 table.groupby("statistics").loss.describe().round(3)

@@ -45,7 +45,8 @@ from rnlib.study.figures import style
 from rnlib.study.probe import probe_run
 
 style()
-table = pd.DataFrame(probe_run(run, device=device))
+columns = ["condition", "shift_abs", "log_ratio_abs"]
+table = pd.DataFrame(probe_run(run, device=device), columns=columns)  # no rows if training diverged
 
 # %% [markdown]
 # ## Summary
@@ -54,4 +55,4 @@ table = pd.DataFrame(probe_run(run, device=device))
 # absolute log2 ratio of spreads.
 
 # %%
-table.groupby("condition", sort=False)[["shift_abs", "log_ratio_abs"]].median().round(3)
+table.groupby("condition", sort=False).median().round(3)

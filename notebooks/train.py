@@ -14,15 +14,15 @@
 # A worker of the grid: `papermill notebooks/train.ipynb out.ipynb -p norm robust_norm -p training
 # adversarial`. Settings that are not given are those of the profile (`profiles/<profile>.yml`); all of them
 # are fields of `rnlib.study.runs.Run`. A run that is there is not repeated, one that was cut short goes on
-# after its last epoch.
+# after its last epoch. A training that diverges is a result as well: `diverged.json` says where.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper
 experiment = None  # None: headline, or another of the profile
 dataset = None  # None: the profile's, here and below
 architecture = None  # resnet20, resnet38, vgg11, ...
-norm = None  # batch_norm, robust_norm, min_max_norm, mean_range_norm, no_norm, group_norm
-p = None  # power of robust_norm
+norm = None  # batch_norm, robust_norm, no_norm, min_max_norm, group_norm, ...: see rnlib.make_norm
+p = None  # power of robust_norm or sigma_norm
 training = None  # natural or adversarial
 seed = None
 epochs = None
@@ -45,10 +45,9 @@ from time import perf_counter
 from IPython.display import display
 from matplotlib import pyplot as plt
 
-from rnlib.study.figures import history_figure, live, style
-from rnlib.study.work import train_run, training_set
+from rnlib.study.figures import history_figure, live
+from rnlib.study.work import has_diverged, train_run, training_set
 
-style()
 steps = -(-len(training_set(run)) // run.batch_size)
 done, start = 0, perf_counter()
 curves = display({"text/plain": ""}, raw=True, display_id=True)
@@ -71,7 +70,8 @@ with live() as progress:
 
     history = train_run(run, device=device, on_epoch=on_epoch, on_step=on_step)
 
-on_epoch(history)
+if history:
+    on_epoch(history)
 
 # %% [markdown]
 # ## Summary
@@ -79,8 +79,9 @@ on_epoch(history)
 # %%
 import pandas as pd
 
+outcome = "diverged after them, see diverged.json" if has_diverged(run) else "weights"
 print(
-    f"{run.name}: {len(history)} epochs in {sum(record['seconds'] for record in history):.0f} s, weights in"
+    f"{run.name}: {len(history)} epochs in {sum(record['seconds'] for record in history):.0f} s, {outcome} in"
     f" {run.directory.name}/"
 )
-pd.DataFrame(history).set_index("epoch").round(3)
+pd.DataFrame(history, columns=list(history[0]) if history else ["epoch"]).set_index("epoch").round(3)

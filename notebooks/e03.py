@@ -1,0 +1,123 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (e03)=
+# # E3: the statistics ladder
+#
+# :::{admonition} The hypothesis
+# The mismatch between the statistics of a batch and the tracked ones is what makes a network easy to fool.
+# Then statistics that fit the batch, and stay as they are, should be the most robust of all. The rival: what
+# helps is that batch statistics *move* with the attack.
+# :::
+#
+# ## The experiment
+#
+# One set of weights, and six sources of statistics, from the usual ones to those of the batch itself:
+#
+# * *tracked*: the running averages of training;
+# * *augmented*, *plain*, *adversarial*: averages over ten batches of training images, augmented as in
+#   training, as they are, or augmented and attacked ({py:func}`rnlib.recalibrate`);
+# * *clean twin*: the statistics of the clean version of the batch at hand, frozen. They have no mismatch with
+#   the images, and cannot follow the attack;
+# * *batch*: those of the batch at hand, which move with every step of the attack.
+#
+# Each network so made is attacked as it is, in batches of 100.
+#
+# **What would support the hypothesis:** the clean twin is more robust than the tracked statistics. **What
+# would refute it:** it is not, while the batch's own, moving statistics are: then fitting the batch is not
+# what helps.
+
+# %% tags=["parameters", "remove-cell"]
+profile = "quick"  # quick, laptop or paper
+
+# %% tags=["remove-cell"]
+from rnlib.study.parameters import parameters
+
+parameters(globals(), ["profile"])
+
+# %% tags=["hide-input"]
+from IPython.display import Markdown, display
+
+from rnlib.study import decisive, pages, panels
+from rnlib.study.claims import judge
+from rnlib.study.figures import style
+from rnlib.study.runs import TRAININGS
+
+style()
+CLAIMS = [f"e03-{name}-{training}" for name in ("twin", "follow", "plain", "noise") for training in TRAININGS]
+SOURCES = {
+    "ema": "tracked", "augmented": "augmented", "plain": "plain", "adversarial": "adversarial",
+    "twin": "clean twin", "batch": "batch",
+}  # fmt: skip
+ATTACKED = {"clean": "clean", "noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"}
+ladder = decisive.networks(profile, "ladder")
+display(pages.setting(profile, runs=lambda run: run.norm in decisive.NORMS))
+panels.pending(profile, "ladder", runs=lambda run: run.experiment == "headline")
+
+# %% [markdown]
+# ## The ladder
+
+# %% tags=["hide-input"]
+if len(ladder):
+    display(
+        pages.show(
+            panels.categories(
+                ladder, x="source", series="attack", looks=panels.names(list(ATTACKED), ATTACKED),
+                panel="network", labels=SOURCES, columns=2, rotation=30,
+            ),
+            caption=(
+                "Accuracy with statistics from each source, attacked as they are. Clean twin minus tracked,"
+                f" natural training: {pages.differences(judge('e03-twin-natural', profile))} points; batch"
+                f" minus clean twin: {pages.differences(judge('e03-follow-natural', profile))}."
+            ),
+            alt="For each network, four dots for each source of statistics: clean, noise, GradSign, PGD.",
+            notebook="e03",
+            profile=profile,
+        )
+    )  # fmt: skip
+else:
+    display(Markdown("No ladder has been measured yet."))
+
+# %% tags=["hide-input"]
+for claim in CLAIMS:
+    display(pages.verdict(claim, profile))
+
+# %% [markdown]
+# ## The numbers
+#
+# Differences in points, first condition minus second, of the same weights. The interval is over images,
+# paired where both conditions have the same ones.
+
+# %% tags=["hide-input"]
+VERDICTS = [judge(claim, profile) for claim in CLAIMS]
+display(pages.comparisons(VERDICTS))
+decisive.multiplicity(VERDICTS)
+
+# %% [markdown]
+# ## What it means
+#
+# * The clean twin is the hypothesis made flesh: inference with the statistics that the images really have. If
+#   it is behind the tracked ones, removing the mismatch has made the network *easier* to fool, and whatever
+#   batch statistics gain must come from elsewhere.
+# * The step from the twin to the batch adds one thing only, that the statistics follow the attack. What is
+#   gained there is a defence of the batch by its own perturbations; it is lost when images are attacked alone
+#   ({ref}`e05`).
+# * Under noise the same step tells where the gain of batch statistics comes from: the twin has not seen the
+#   noise. A gain that needs statistics which have seen it is an adaptation to a shift of all images, not
+#   robustness of the network ({cite:t}`schneider2020`).
+# * *Plain* against *tracked* says what the images of training and their augmentation leave in the averages.
+#
+# ## Run it again
+#
+# ```
+# papermill notebooks/diagnose.ipynb out.ipynb -p profile laptop -p norm batch_norm -p diagnostic ladder
+# papermill notebooks/e03.ipynb out.ipynb -p profile laptop
+# ```

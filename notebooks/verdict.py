@@ -1,0 +1,181 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (verdict)=
+# # Is tracking the cause? The verdict
+#
+# *This page can be read alone by someone who knows batch normalisation.*
+#
+# **The question.** A batch norm layer normalises with the mean and variance of the batch while a network is
+# trained. At inference it uses running averages of them, the *tracked* statistics. A paper of 2020 saw that a
+# network keeps about 20 points more accuracy under adversarial attacks when inference, too, normalises with
+# the statistics of the batch, and concluded that tracking is the cause of the vulnerability that batch norm
+# brings. If that were so, robustness could be had for the price of a switch.
+#
+# **Why it is not settled by that.** Switching the statistics changes more than a mismatch. With batch
+# statistics the images of a batch enter each other's answers, so that 100 attacked images share their
+# perturbations' effects; the gradient that the attack follows passes through the statistics; and a shift that
+# all images have in common, such as noise, is subtracted. Any of these can raise the accuracy *under this
+# attack* without the network being harder to fool. The rule below was written down before the runs: each
+# condition is one that must hold if tracking is the cause, and that need not hold otherwise.
+
+# %% tags=["parameters", "remove-cell"]
+profile = "quick"  # quick, laptop or paper
+
+# %% tags=["remove-cell"]
+from rnlib.study.parameters import parameters
+
+parameters(globals(), ["profile"])
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+from IPython.display import Markdown, display
+from matplotlib.ticker import MaxNLocator
+
+from rnlib.study import decision, pages
+from rnlib.study.figures import PALETTE, style
+from rnlib.study.runs import TRAININGS
+
+style()
+FOUND = {training: decision.conditions(profile, training) for training in TRAININGS}
+STATES = {
+    decision.HOLDS: "{bdg-success}`✓ holds`",
+    decision.FAILS: "{bdg-danger}`✗ fails`",
+    decision.UNCLEAR: "{bdg-secondary}`? unclear`",
+}
+Markdown("## What the rule says\n\n" + "\n".join(f"- {decision.sentence(profile, t)}" for t in TRAININGS))
+
+
+# %% tags=["remove-input"]
+def cell(condition):
+    """The state of a condition, with links to the claims behind it."""
+    state = STATES.get(condition.state, "{bdg-light}`○ untested here`")
+    links = [
+        f"{{ref}}`{found.claim['id']} <{pages.anchor(found.claim['id'])}>`" for found in condition.verdicts
+    ]
+    return f"{state} {', '.join(links)}"
+
+
+lines = ["| | Condition | Natural training | Adversarial training |", "|---|---|---|---|"]
+for natural, adversarial in zip(*FOUND.values(), strict=True):
+    text = decision.CONDITIONS[natural.name]
+    lines.append(f"| {natural.name} | {text} | {cell(natural)} | {cell(adversarial)} |")
+Markdown("\n".join(lines))
+
+# %% [markdown]
+# A condition holds when every comparison of its claims is clear: its 95% interval lies above zero. It fails
+# when a claim has a comparison that is clearly the other way round, and none as it says; otherwise it is
+# unclear. The intervals are not corrected for their number, so that one failure in forty may be chance; what
+# weighs is how many conditions fail, and by how much:
+
+# %% tags=["hide-input"]
+COLOURS = {"same": PALETTE[2], "opposite": PALETTE[3], "unclear": "0.55"}
+
+
+def comparisons(training):
+    """What is compared after a training, under a name that both trainings share."""
+    for condition in FOUND[training]:
+        for found in condition.verdicts:
+            for one in found.comparisons:
+                claim = found.claim["id"].replace(f"-{training}", "").split("-", 1)[-1]
+                yield f"{condition.name}: {pages.WHAT.get(one.what, one.what) or claim}", one
+
+
+def forest():
+    names = list(dict.fromkeys(name for training in TRAININGS for name, _ in comparisons(training)))
+    figure, axes = plt.subplots(1, 2, figsize=(9, 1.6 + 0.27 * len(names)), sharey=True, sharex=True)
+    for axis, training in zip(axes, TRAININGS, strict=True):
+        for name, one in comparisons(training):
+            place, colour = names.index(name), COLOURS[one.direction]
+            axis.plot([one.low, one.high], [place, place], color=colour)
+            axis.plot(one.ours, place, "o", color=colour)
+        axis.axvline(0, color="0.3", linewidth=1)
+        axis.set(title=f"{training.capitalize()} training", xlabel="points in favour of no tracking")
+        axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axis.grid(axis="y", visible=False)
+    axes[0].set_yticks(range(len(names)), names, fontsize="small")
+    axes[0].invert_yaxis()
+    words = {"same": "as the hypothesis says", "opposite": "the other way round", "unclear": "unclear"}
+    handles = [plt.Line2D([], [], color=COLOURS[key], marker="o", label=word) for key, word in words.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize="small")
+    return figure
+
+
+def count(training):
+    """How many comparisons point which way after a training, in words."""
+    directions = [one.direction for _, one in comparisons(training)]
+    return (
+        f"{training} training: {directions.count('same')} of {len(directions)} comparisons as the hypothesis"
+        f" says, {directions.count('opposite')} the other way round, {directions.count('unclear')} unclear"
+    )
+
+
+if any(list(comparisons(training)) for training in TRAININGS):
+    display(
+        pages.show(
+            forest(),
+            caption=(
+                "Every comparison behind the conditions, with its 95% interval."
+                f" {count('natural').capitalize()}. {count('adversarial').capitalize()}."
+            ),
+            alt="A row for each comparison: difference in points and interval, a panel for each training.",
+            notebook="verdict",
+            profile=profile,
+        )
+    )
+else:
+    display(Markdown("Nothing of it has been measured yet: `snakemake -j2 --config profile=laptop`."))
+
+# %% [markdown]
+# ## How to read the conditions
+#
+# * **E1, the paper's own comparison.** Without a gap there is nothing to explain. It is not evidence by
+#   itself, for the reasons above.
+# * **E3, statistics that stay where they are.** The statistics of the clean batch have no mismatch with it,
+#   and they do not move with the attack. If the mismatch were the cause, this would be the most robust
+#   network of all. If the *moving* of the statistics is what helps, it is not.
+# * **E4, a stronger attack.** A gap that closes under a better attack was the attack's, not the network's:
+#   gradients that vanish where a network is confident, or that point through the statistics, blunt the
+#   standard loss ({cite:t}`athalye2018`).
+# * **E5, one attacked image.** If 99 clean images stand beside it, its statistics are as they should be, and
+#   only the attack on the image itself is left.
+# * **E7, no gradient.** An attack that only asks for answers cannot be misled by gradients.
+# * **E10, norms without a mismatch.** Group norm, weight norm or frozen statistics compute the same thing in
+#   training and at inference. If the mismatch makes batch norm vulnerable, these should not be.
+#
+# ## What else was found
+#
+# These do not decide, and they explain:
+
+# %% tags=["remove-input"]
+from rnlib.study.claims import read_claims
+
+others = [
+    claim_id
+    for claim_id, claim in read_claims().items()
+    if claim.get("kind") == "beyond" and "decides" not in claim
+]
+pages.summary(profile, others)
+
+# %% [markdown]
+# ## What this rests on, and what it does not say
+#
+# * Small networks, a JPEG copy of CIFAR-10, short training, one to three seeds: the paper trains 164 epochs.
+#   Whether the effect grows with training is the question of {doc}`e14`, whose run is the longest here.
+# * The rule judges one explanation. That one network under batch statistics is harder to attack *in a batch
+#   of 100 attacked images* can be true and useful, or dangerous where batches are mixed by others
+#   ({doc}`e05`), without tracking being the cause of anything.
+# * The profile `paper` has the paper's own budget, for whoever has a GPU: the same pages are made from it.
+#
+# ```
+# snakemake -j2 --config profile=laptop
+# papermill notebooks/verdict.ipynb out.ipynb -p profile laptop
+# ```
