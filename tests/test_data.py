@@ -378,7 +378,7 @@ def test_idx_files_are_read_compressed_or_not(tmp_path):
         (gzip.compress(bytes(100))[:-12], "damaged"),
         (lzma.compress(bytes(100))[:-12], "damaged"),
     ],
-    # Named, because gzip writes the time of day into its header: workers would collect tests of different names.
+    # Named, because gzip writes the time of day into its header: workers would collect different tests.
     ids=["empty", "wrong type", "short header", "short values", "cut gzip", "cut xz"],
 )
 def test_bad_idx_files(tmp_path, content, message):
