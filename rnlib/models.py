@@ -61,7 +61,8 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             if shortcut == "conv":
-                convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+                kind = nn.Conv2d if inputs >= 8 else NarrowPointwise
+                convolution = kind(inputs, outputs, 1, stride, bias=False)
                 self.shortcut = nn.Sequential(convolution, norm(outputs))
             else:
                 self.shortcut = PadShortcut(stride, outputs - inputs)
@@ -83,6 +84,18 @@ class PadShortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+class NarrowPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride that takes the pixels first, for fewer than 8 channels.
+
+    There the AVX2 kernel of oneDNN 3.12 for the gradient of the weights writes outside its memory if the
+    images are channels_last: https://github.com/uxlfoundation/oneDNN/issues/6035.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
 
 
 class BasicBlock(_Block):

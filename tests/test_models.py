@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torchvision.models.vgg import cfgs as VGG_CHANNELS
 
 from rnlib.models import Normalize, PadShortcut, resnet, resnet_released50, vgg
@@ -140,6 +141,27 @@ def test_resnet_against_a_forward_pass_written_out(shortcut):
         h = F.relu(inner + h)
     wanted = F.linear(h.mean((2, 3)), model[-1].weight, model[-1].bias)
     torch.testing.assert_close(model(x), wanted)
+
+
+class StridedPointwise(TorchFunctionMode):
+    """Notes the input channels of every 1x1 convolution with a stride."""
+
+    def __init__(self):
+        super().__init__()
+        self.channels = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.conv2d and args[1].shape[-1] == 1 and args[3:4] not in ((), ((1, 1),)):
+            self.channels.append(args[1].shape[1])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+def test_no_strided_pointwise_convolution_of_few_channels(width):
+    """oneDNN's gradient of its weights spoils the heap on a CPU with AVX2: uxlfoundation/oneDNN 6035."""
+    with StridedPointwise() as seen:
+        resnet(8, width=width)(images())
+    assert seen.channels == [channels for channels in (width, 2 * width) if channels >= 8]
 
 
 def test_pad_shortcut_takes_every_second_pixel_and_adds_zero_channels():

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from rnlib.data import Dataset, batches
 from rnlib.evaluate import measure
 from rnlib.models import resnet, vgg
 from rnlib.norms import Norm
+from rnlib.precision import Bfloat16, WideProducts
 from rnlib.train import Training, TrainingDiverged, fit
 
 exact = {"rtol": 0, "atol": 0}
@@ -181,6 +183,40 @@ def test_bfloat16_stays_near_float32(norm):
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert F.cosine_similarity(*steps, dim=0) > 0.9
+
+
+def test_wide_products_are_those_of_bfloat16():
+    """Against PyTorch's own kernels, whose sums have another order: the last bit of bfloat16 may differ."""
+    torch.manual_seed(0)
+    x, image_grad = torch.rand(8, 3, 8, 8, requires_grad=True), torch.randn(8, 10)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(96, 10))
+    answers = []
+    for mode in (nullcontext(), WideProducts()):
+        with torch.autocast("cpu", torch.bfloat16), mode:
+            y = model(x)
+        assert y.dtype == torch.bfloat16
+        answers.append([y, *torch.autograd.grad((y * image_grad).sum(), [x, *model.parameters()])])
+    for native, wide in zip(*answers, strict=True):
+        assert wide.dtype == native.dtype
+        torch.testing.assert_close(wide, native, rtol=0.02, atol=0.01 * native.abs().max().item())
+    exact = model(x)
+    assert not torch.equal(answers[1][0].float(), exact)
+    torch.testing.assert_close(answers[1][0].float(), exact, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_products_are_wide_where_bfloat16_has_no_kernels(supported, monkeypatch):
+    used = []
+
+    class Spy(WideProducts):
+        def __enter__(self):
+            used.append(True)
+            return super().__enter__()
+
+    monkeypatch.setattr("rnlib.precision.WideProducts", Spy)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: supported)
+    answer = Bfloat16(network())(torch.rand(4, 3, 32, 32))
+    assert (answer.dtype, bool(used)) == (torch.float32, not supported)
 
 
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])

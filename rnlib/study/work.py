@@ -40,7 +40,7 @@ def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
         "rnlib": rnlib.__version__,
         "revision": git.stdout.strip() or "unknown",
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
         "threads": torch.get_num_threads(),
     }
 
