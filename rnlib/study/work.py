@@ -34,13 +34,14 @@ def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
     )
+    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
     return {
         "config_hash": run.hash,
         "fingerprint": dataset.fingerprint,
         "rnlib": rnlib.__version__,
         "revision": git.stdout.strip() or "unknown",
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})",
+        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
         "threads": torch.get_num_threads(),
     }
 
