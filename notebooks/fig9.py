@@ -51,21 +51,19 @@ import numpy as np
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
 
-from rnlib.study import pages, results, store
+from rnlib.study import pages, panels, results
 from rnlib.study.claims import judge
+from rnlib.study.decisive import NORMS
 from rnlib.study.figures import SERIES, style
-from rnlib.study.runs import ROOT, chosen_runs, read_profile
+from rnlib.study.runs import ROOT
 
 style()
 PANELS = [(norm, mode) for norm in ("batch_norm", "robust_norm") for mode in ("tracked", "batch")]
 TRAININGS = ["natural", "adversarial"]
 planes, sharpness = results.landscapes(profile), results.sharpness(profile)
 display(pages.setting(profile, runs=lambda run: run.norm in dict(PANELS)))
-wanted = chosen_runs(profile, read_profile(profile)["landscape"]["runs"])
-if missing := [run for run in wanted if not (run.directory / store.LANDSCAPE).exists()]:
-    command = f"papermill notebooks/landscape.ipynb out.ipynb {missing[0].options}"
-    text = f":::{{admonition}} Pending ({len(missing)}), shown nowhere below\n:class: note\n"
-    display(Markdown(f"{text}Landscapes, for example\n\n```\n{command}\n```\n:::"))
+if pending := panels.pending(profile, "landscape"):
+    display(pending)
 
 # %% [markdown]
 # ## The landscapes
@@ -186,6 +184,7 @@ for training in TRAININGS:
 # %% tags=["hide-input"]
 display(pages.comparisons([judge(f"fig9-{training}", profile) for training in TRAININGS]))
 if len(top := sharpness[sharpness.quantity == "curvature"]):
+    top = top.assign(norm=top.norm.map(NORMS))
     display(top.pivot_table(index=["norm", "training"], columns="statistics", values="value").round(1))
 
 # %% [markdown]

@@ -96,4 +96,7 @@ def test_pending_names_what_is_missing_with_its_command(tmp_path, monkeypatch):
         store.write_rows(run.directory / "transfer.csv", [{"accuracy": 1.0}])
     assert panels.pending("quick", "transfer") is None
     assert panels.pending("quick", "ladder") is None  # nobody asked for it
+    landscape = panels.pending("quick", "landscape").data
+    assert "papermill notebooks/landscape.ipynb out.ipynb -p profile quick" in landscape
+    assert "diagnostic" not in landscape
     assert make_run("quick").directory.parent == tmp_path / "quick"

@@ -357,6 +357,7 @@ def test_a_landscape_is_of_images_of_all_classes_whatever_their_order(monkeypatc
 
     monkeypatch.setattr(planes, "loss_plane", loss_plane)
     plane_run(run)
+    assert seen
     for y in seen:
         assert set(y.tolist()) == set(found.labels.tolist())
 

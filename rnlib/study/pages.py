@@ -61,7 +61,7 @@ def setting(
             f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
             f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''};"
             f" data fingerprint `{table.fingerprint.iloc[0]}`,"
-            f" code revision `{table.revision.iloc[-1]}`, {table.device.iloc[-1]}.\n\n"
+            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}.\n\n"
         )
     if profile == "quick":
         text += (

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from rnlib.study import results
 from rnlib.study.figures import PALETTE, SERIES
-from rnlib.study.runs import Run, diagnosed
+from rnlib.study.runs import Run, chosen_runs, diagnosed, read_profile
 
 Look = Mapping[Any, tuple[str, Any, Any]]
 """By value of a column: its name, colour and line style."""
@@ -150,12 +150,13 @@ def pending(profile: str, *names: str, runs: Callable[[Run], bool] = lambda run:
     """Which of these diagnostics are still to be run, with the command for the first; None if none is.
 
     Args:
-        names: of diagnostics that the profile asks for.
+        names: of diagnostics that the profile asks for, or landscape.
         runs: which of its runs the page is about.
     """
+    landscapes = [(run, "landscape") for run in chosen_runs(profile, read_profile(profile)["landscape"]["runs"])]
     missing = [
         (run, name)
-        for run, name in diagnosed(profile)
+        for run, name in diagnosed(profile) + landscapes
         if name in names and runs(run) and not (run.directory / f"{name}.csv").exists()
     ]
     if not missing:
@@ -163,7 +164,8 @@ def pending(profile: str, *names: str, runs: Callable[[Run], bool] = lambda run:
     run, name = missing[0]
     listed = ", ".join(f"{name} of {run.norm}, {run.training}, seed {run.seed}" for run, name in missing[:8])
     more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
-    command = f"papermill notebooks/diagnose.ipynb out.ipynb {run.options} -p diagnostic {name}"
+    worker, option = ("landscape", "") if name == "landscape" else ("diagnose", f" -p diagnostic {name}")
+    command = f"papermill notebooks/{worker}.ipynb out.ipynb {run.options}{option}"
     return Markdown(
         f":::{{admonition}} Pending ({len(missing)}), shown nowhere below\n:class: note\n"
         f"{listed}{more}. For example\n\n```\n{command}\n```\n:::"
