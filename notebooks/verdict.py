@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib.ticker import MaxNLocator
 
-from rnlib.study import decision, pages
+from rnlib.study import decision, pages, results
 from rnlib.study.figures import PALETTE, style
 from rnlib.study.runs import TRAININGS
 
@@ -150,7 +150,30 @@ else:
 # * **E7, no gradient.** An attack that only asks for answers cannot be misled by gradients.
 # * **E10, norms without a mismatch.** Group norm, weight norm or frozen statistics compute the same thing in
 #   training and at inference. If the mismatch makes batch norm vulnerable, these should not be.
-#
+
+# %% tags=["remove-input"]
+short = results.evaluations(profile, "short")
+short = short[short.attack.isin(["clean", "pgd_linf"])]
+short = short.set_index(["training", "norm", "statistics", "attack"]).accuracy
+told = []
+for training in TRAININGS:
+    levels = [(training, "group_norm", "none"), (training, "batch_norm", "tracked")]
+    if all((*level, attack) in short for level in levels for attack in ("clean", "pgd_linf")):
+        (group, group_pgd), (batch, batch_pgd) = ((short[*x, "clean"], short[*x, "pgd_linf"]) for x in levels)
+        without = decision.decide([one for one in FOUND[training] if one.name != "E10"])
+        same = "the same" if without == decision.decide(FOUND[training]) else f"that it is {without}"
+        told.append(
+            f"After {training} training GroupNorm is right on {group:.1f}% of the clean images and tracked"
+            f" BatchNorm on {batch:.1f}%; PGD takes {group - group_pgd:.1f} and {batch - batch_pgd:.1f} points."
+            f" Without E10 the rule says {same}."
+        )
+Markdown(
+    "E10 compares networks that have not learned the same in the same budget, and what is wrong on a clean"
+    " image is wrong under attack: accuracy under attack counts slow learning against a norm, lost points"
+    " count it for the norm ({doc}`remedies`). " + " ".join(told)
+)
+
+# %% [markdown]
 # ## What else was found
 #
 # These do not decide, and they explain:
