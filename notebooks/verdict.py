@@ -154,17 +154,19 @@ else:
 # %% tags=["remove-input"]
 short = results.evaluations(profile, "short")
 short = short[short.attack.isin(["clean", "pgd_linf"])]
-short = short.set_index(["training", "norm", "statistics", "attack"]).accuracy
+short = short.groupby(["training", "norm", "statistics", "attack"]).accuracy.mean()
 told = []
 for training in TRAININGS:
     levels = [(training, "group_norm", "none"), (training, "batch_norm", "tracked")]
     if all((*level, attack) in short for level in levels for attack in ("clean", "pgd_linf")):
-        (group, group_pgd), (batch, batch_pgd) = ((short[*x, "clean"], short[*x, "pgd_linf"]) for x in levels)
+        (group, group_lost), (batch, batch_lost) = (
+            (short[*level, "clean"], short[*level, "clean"] - short[*level, "pgd_linf"]) for level in levels
+        )
         without = decision.decide([one for one in FOUND[training] if one.name != "E10"])
         same = "the same" if without == decision.decide(FOUND[training]) else f"that it is {without}"
         told.append(
             f"After {training} training GroupNorm is right on {group:.1f}% of the clean images and tracked"
-            f" BatchNorm on {batch:.1f}%; PGD takes {group - group_pgd:.1f} and {batch - batch_pgd:.1f} points."
+            f" BatchNorm on {batch:.1f}%; PGD takes {group_lost:.1f} and {batch_lost:.1f} points."
             f" Without E10 the rule says {same}."
         )
 Markdown(
