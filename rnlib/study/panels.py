@@ -153,10 +153,10 @@ def pending(profile: str, *names: str, runs: Callable[[Run], bool] = lambda run:
         names: of diagnostics that the profile asks for, or landscape.
         runs: which of its runs the page is about.
     """
-    landscapes = [(run, "landscape") for run in chosen_runs(profile, read_profile(profile)["landscape"]["runs"])]
+    drawn = chosen_runs(profile, read_profile(profile)["landscape"]["runs"])
     missing = [
         (run, name)
-        for run, name in diagnosed(profile) + landscapes
+        for run, name in diagnosed(profile) + [(run, "landscape") for run in drawn]
         if name in names and runs(run) and not (run.directory / f"{name}.csv").exists()
     ]
     if not missing:
