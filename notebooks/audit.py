@@ -49,18 +49,24 @@ torch.manual_seed(0)
 images = rnlib.load("fashion-mnist-sample", "test")
 images = images.subset(rnlib.data.test_order(len(images))[:200])
 model = torchvision.models.resnet18(num_classes=10)
-model.conv1 = torch.nn.Conv2d(1, 64, 3, stride=2, padding=1, bias=False)  # one channel
+# One channel:
+model.conv1 = torch.nn.Conv2d(1, 64, 3, stride=2, padding=1, bias=False)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 training = rnlib.load("fashion-mnist-sample", "train")
 generator = torch.Generator().manual_seed(0)
-for x, y in rnlib.data.batches(training, 100, generator=generator, augmented=True):
+for x, y in rnlib.data.batches(
+    training, 100, generator=generator, augmented=True
+):
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
     optimizer.step()
 
 # %%
 attack = rnlib.GradSign(rnlib.paper_eps(images.name))
-report = pd.DataFrame(rnlib.audit_batch_dependence(model, images, batch_sizes=[2, 20, 100], attack=attack))
+report = rnlib.audit_batch_dependence(
+    model, images, batch_sizes=[2, 20, 100], attack=attack
+)
+report = pd.DataFrame(report)
 report.round(2)
 
 # %% [markdown]
