@@ -17,7 +17,7 @@ from rnlib.evaluate import measure
 from rnlib.jitter import jittered, sampling_noise
 from rnlib.modes import statistics_modes, use_statistics
 from rnlib.released import HABITS
-from rnlib.study.experiments import BATCH_SIZE, Outcome
+from rnlib.study.experiments import BATCH_SIZE, Outcome, generator, measured
 from rnlib.study.runs import Run
 from rnlib.study.work import trained_model, training_set
 
@@ -52,7 +52,7 @@ def jitter(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iterato
         for index, (x, y) in enumerate(batches(dataset, BATCH_SIZE, device=device)):
             with switched(mode, index):
                 if attack is not None:
-                    x = attack(model, x, y, generator=torch.Generator(device).manual_seed(index))
+                    x = attack(model, x, y, generator=generator(index, device))
                 with torch.no_grad():
                     parts.append((model(x).argmax(1) == y).cpu())
         return torch.cat(parts)
@@ -136,10 +136,6 @@ def snapshots(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iter
     attacks = {"clean": None, "PGD": PGD(radius), "PGD, margin loss": PGD(radius, loss="margin")}
     fewer = dataset.subset(torch.arange(min(DOUBLE_IMAGES, len(dataset))))
 
-    def classified(network: nn.Module, images: Dataset, attack: Attack | None, mode: str) -> Tensor:
-        correct, _, _ = measure(network, images, attack, statistics=mode, device=device)
-        return correct
-
     train = training_set(run)
     train = train.subset(test_order(len(train), 2)[:TRAINING_IMAGES])
     for epoch in run.snapshots or (run.epochs,):
@@ -149,8 +145,8 @@ def snapshots(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iter
             state, correct = training_state(network, train, mode, device)
             yield cell | {"attack": "training images"} | state, correct
             for name, attack in attacks.items():
-                yield cell | {"attack": name}, partial(classified, network, dataset, attack, mode)
-            double = partial(classified, _Double(network), fewer, attacks["PGD"], mode)
+                yield cell | {"attack": name}, partial(measured, network, dataset, attack, mode, device)
+            double = partial(measured, _Double(network), fewer, attacks["PGD"], mode, device)
             yield cell | {"attack": "PGD, double precision"}, double
 
 
