@@ -52,7 +52,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from rnlib.released import HABITS
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 from rnlib.study.runs import TRAININGS
@@ -91,7 +91,7 @@ for training in measured:
                 " of the released code. No dot: the habit changes nothing there."
                 + (
                     " Batch minus tracked with all habits of its test, in points:"
-                    f" {pages.differences(judge('code-path-gap', profile))}."
+                    f" {ledger.differences(judge('code-path-gap', profile))}."
                     if training == "natural"
                     else ""
                 )
@@ -106,7 +106,7 @@ if not measured:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -135,7 +135,7 @@ for training in measured:
     display(Markdown(f"**{training.capitalize()} training**"), gaps(training))
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## The epoch that is kept

@@ -38,7 +38,7 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from rnlib.study import beside, pages, panels, results
+from rnlib.study import beside, ledger, pages, panels, results
 from rnlib.study.beside import EQUAL, HIGHER, LOWER, counted
 from rnlib.study.figures import ATTACKS, PALETTE, SERIES, style
 
@@ -147,7 +147,7 @@ pages.show(
 # explains both. What does is an attack that fails for want of a gradient: next section. Our own VGG-11:
 
 # %% tags=["hide-input"]
-pages.summary(profile, ["table4-vgg11-robust-norm", "table4-resnet38-robust-norm"])
+ledger.summary(profile, ["table4-vgg11-robust-norm", "table4-resnet38-robust-norm"])
 
 # %% [markdown]
 # ## One step against many

@@ -54,7 +54,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, pages, panels, results
+from rnlib.study import decisive, ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, PALETTE, style
 from rnlib.study.runs import TRAININGS
@@ -123,7 +123,7 @@ else:
     display(Markdown("No network has been evaluated in both modes yet."))
 
 # %% tags=["hide-input"]
-pages.summary(profile, E1)
+ledger.summary(profile, E1)
 
 # %% [markdown]
 # ## E2: transfer
@@ -140,8 +140,8 @@ if len(transfer):
             caption=(
                 "PGD crafted in one mode (below) and classified in another (colour). Harm to batch statistics"
                 " of images crafted through them, over those crafted elsewhere, in points, natural training:"
-                f" {pages.differences(judge('e01-own-batch-natural', profile))}; to tracked ones of"
-                f" images crafted there: {pages.differences(judge('e01-own-tracked-natural', profile))}."
+                f" {ledger.differences(judge('e01-own-batch-natural', profile))}; to tracked ones of"
+                f" images crafted there: {ledger.differences(judge('e01-own-tracked-natural', profile))}."
             ),
             alt=(
                 "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
@@ -181,7 +181,7 @@ pd.DataFrame(rows, columns=["network", "attack", "crafted", "tracked", "batch", 
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -191,7 +191,7 @@ for claim in CLAIMS:
 
 # %% tags=["hide-input"]
 VERDICTS = [judge(claim, profile) for claim in CLAIMS]
-display(pages.comparisons(VERDICTS))
+display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
 # %% [markdown]

@@ -46,7 +46,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, pages, panels
+from rnlib.study import decisive, ledger, pages, panels
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 from rnlib.study.runs import TRAININGS
@@ -75,8 +75,8 @@ if len(ladder):
             ),
             caption=(
                 "Accuracy with statistics from each source, attacked as they are. Clean twin minus tracked,"
-                f" natural training: {pages.differences(judge('e03-twin-natural', profile))} points; batch"
-                f" minus clean twin: {pages.differences(judge('e03-follow-natural', profile))}."
+                f" natural training: {ledger.differences(judge('e03-twin-natural', profile))} points; batch"
+                f" minus clean twin: {ledger.differences(judge('e03-follow-natural', profile))}."
             ),
             alt="For each network, four dots for each source of statistics: clean, noise, GradSign, PGD.",
             notebook="e03",
@@ -88,7 +88,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -98,7 +98,7 @@ for claim in CLAIMS:
 
 # %% tags=["hide-input"]
 VERDICTS = [judge(claim, profile) for claim in CLAIMS]
-display(pages.comparisons(VERDICTS))
+display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
 # %% [markdown]

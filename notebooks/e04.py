@@ -44,7 +44,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, pages, panels
+from rnlib.study import decisive, ledger, pages, panels
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 from rnlib.study.runs import TRAININGS
@@ -121,7 +121,7 @@ for table, x, what, labels in (
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -131,7 +131,7 @@ for claim in CLAIMS:
 
 # %% tags=["hide-input"]
 VERDICTS = [judge(claim, profile) for claim in CLAIMS]
-display(pages.comparisons(VERDICTS))
+display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
 # %% [markdown]

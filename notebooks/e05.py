@@ -42,7 +42,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, pages, panels
+from rnlib.study import decisive, ledger, pages, panels
 from rnlib.study.claims import judge
 from rnlib.study.figures import PALETTE, style
 from rnlib.study.runs import TRAININGS
@@ -64,7 +64,7 @@ panels.pending(profile, "fraction", "neighbours")
 # %% tags=["hide-input"]
 def told(claim, training):
     """The differences behind a claim after a training, as a phrase."""
-    return f"{training} {pages.differences(judge(f'{claim}-{training}', profile))}"
+    return f"{training} {ledger.differences(judge(f'{claim}-{training}', profile))}"
 
 
 if len(fraction):
@@ -122,7 +122,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -132,7 +132,7 @@ for claim in CLAIMS:
 
 # %% tags=["hide-input"]
 VERDICTS = [judge(claim, profile) for claim in CLAIMS]
-display(pages.comparisons(VERDICTS))
+display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
 # %% [markdown]

@@ -35,7 +35,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, pages, panels
+from rnlib.study import decisive, ledger, pages, panels
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 from rnlib.study.runs import TRAININGS
@@ -65,7 +65,7 @@ for attack, claim, label in (
             ),
             caption=(
                 f"Accuracy against the {label}. Batch minus tracked, in points: "
-                + "; ".join(f"{t} {pages.differences(judge(f'{claim}-{t}', profile))}" for t in TRAININGS)
+                + "; ".join(f"{t} {ledger.differences(judge(f'{claim}-{t}', profile))}" for t in TRAININGS)
                 + "."
             ),
             alt=f"For each network two falling curves, tracked and batch statistics, against the {label}.",
@@ -76,7 +76,7 @@ for attack, claim, label in (
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -86,7 +86,7 @@ for claim in CLAIMS:
 
 # %% tags=["hide-input"]
 VERDICTS = [judge(claim, profile) for claim in CLAIMS]
-display(pages.comparisons(VERDICTS))
+display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
 # %% [markdown]

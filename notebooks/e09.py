@@ -46,7 +46,7 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 from rnlib.study.runs import chosen_runs
@@ -102,7 +102,7 @@ if len(table):
                 "Adversarially trained BatchNorm, by the mode its training images were crafted in and the"
                 " statistics it is evaluated with. How much more batch statistics gain over tracked ones"
                 " after crafting in training mode than in evaluation mode, in points:"
-                f" {pages.differences(judge('e09-gap', profile))}."
+                f" {ledger.differences(judge('e09-gap', profile))}."
             ),
             alt="Accuracy clean and under three attacks for six sources of statistics and three trainings.",
             notebook="e09",
@@ -114,7 +114,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -123,7 +123,7 @@ for claim in CLAIMS:
 # nothing of other seeds.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

@@ -45,7 +45,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.conditions import JITTER
 from rnlib.study.figures import ATTACKS, style
@@ -89,7 +89,7 @@ if len(table):
             caption=(
                 "BatchNorm with tracked statistics, with tracked ones that are disturbed as much as batches"
                 " of 100 scatter (and three times as much), and with batch statistics. Batch minus disturbed"
-                f" under PGD, in points: {pages.differences(judge('e11-jitter', profile))}."
+                f" under PGD, in points: {ledger.differences(judge('e11-jitter', profile))}."
             ),
             alt="Accuracy clean, under noise, GradSign and PGD: six sorts of statistics, two trainings.",
             notebook="e11",
@@ -101,7 +101,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -109,7 +109,7 @@ for claim in CLAIMS:
 # Differences in points, first condition minus second, paired over images.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

@@ -44,7 +44,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 
@@ -94,8 +94,8 @@ if len(table):
             caption=(
                 "Accuracy by the power of twice sigma and of the range, the upper row with tracked and the"
                 " lower with batch statistics. With batch statistics, in points: the power alone minus"
-                f" BatchNorm {pages.differences(judge('e12-power-robust', profile))}; range minus 2 sigma at"
-                f" the power 0.2 {pages.differences(judge('e12-range-robust', profile))}."
+                f" BatchNorm {ledger.differences(judge('e12-power-robust', profile))}; range minus 2 sigma at"
+                f" the power 0.2 {ledger.differences(judge('e12-range-robust', profile))}."
             ),
             alt=(
                 "Accuracy clean, under noise, GradSign and PGD against the power, a line for the range and"
@@ -110,7 +110,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -118,7 +118,7 @@ for claim in CLAIMS:
 # Differences in percentage points over the same images, first side minus second; one seed each.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

@@ -44,7 +44,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 
@@ -80,8 +80,8 @@ if len(table):
             ),
             caption=(
                 "The same images in batches of other compositions. Clean accuracy with batch statistics,"
-                f" mixed minus other batches, in points: {pages.differences(judge('e13-sorted', profile))}."
-                f" With tracked statistics: {pages.differences(judge('e13-tracked', profile))}."
+                f" mixed minus other batches, in points: {ledger.differences(judge('e13-sorted', profile))}."
+                f" With tracked statistics: {ledger.differences(judge('e13-tracked', profile))}."
             ),
             alt=(
                 "Accuracy in mixed, skewed, sorted and single-class batches, with tracked and with batch"
@@ -96,7 +96,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -105,7 +105,7 @@ for claim in CLAIMS:
 # seeds, else over images, paired.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

@@ -48,7 +48,7 @@ parameters(globals(), ["profile"])
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 from rnlib.study.runs import chosen_runs
@@ -181,7 +181,7 @@ def gaps():
 
 
 if measured:
-    opened = pages.differences(judge("e14-opens", profile))
+    opened = ledger.differences(judge("e14-opens", profile))
     display(
         pages.show(
             gaps(),
@@ -198,7 +198,7 @@ if measured:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -207,7 +207,7 @@ for claim in CLAIMS:
 # gaps. One training each: the intervals say nothing of other seeds.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # How sure the networks are of training images; *vanished* is the percentage whose gradient is exactly 0:

@@ -37,7 +37,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import beside, pages, panels, results
+from rnlib.study import beside, ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, SERIES, accuracy_figure, style
 
@@ -74,8 +74,8 @@ pages.show(
     ),
     caption=(
         "Fashion-MNIST, ours. Batch minus tracked statistics of BatchNorm, in points: natural training"
-        f" {pages.differences(judge('fashion-natural-attacks', profile))}; adversarial training"
-        f" {pages.differences(judge('fashion-adversarial-attacks', profile))}."
+        f" {ledger.differences(judge('fashion-natural-attacks', profile))}; adversarial training"
+        f" {ledger.differences(judge('fashion-adversarial-attacks', profile))}."
     ),
     alt=(
         "Accuracy clean, under noise and under three attacks of BatchNorm and RobustNorm with tracked and"
@@ -87,7 +87,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in [*CLAIMS["natural"], *CLAIMS["adversarial"]]:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -95,7 +95,7 @@ for claim in [*CLAIMS["natural"], *CLAIMS["adversarial"]]:
 # Differences in points, first condition minus second, with intervals over images:
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])
+ledger.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])
 
 # %% [markdown]
 # Accuracy in percent (95% interval):

@@ -37,7 +37,7 @@ from rnlib.study.parameters import parameters
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
-from rnlib.study import pages, results
+from rnlib.study import ledger, pages, results
 from rnlib.study.figures import style
 
 style()
@@ -127,7 +127,7 @@ pages.show(
 )
 
 # %% tags=["hide-input"]
-pages.verdict("fig1-start", profile)
+ledger.verdict("fig1-start", profile)
 
 # %% [markdown]
 # ## The numbers

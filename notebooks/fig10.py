@@ -38,7 +38,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 
@@ -88,7 +88,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLEAN:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## Figure 11: robust accuracy
@@ -114,7 +114,7 @@ if len(table):
 
 # %% tags=["hide-input"]
 for claim in ROBUST:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -124,7 +124,7 @@ for claim in ROBUST:
 # powers is how that is put to the test here.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLEAN + ROBUST])
+ledger.comparisons([judge(claim, profile) for claim in CLEAN + ROBUST])
 
 # %% tags=["hide-input"]
 if len(table):

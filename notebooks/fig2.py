@@ -38,7 +38,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import pages
+from rnlib.study import ledger, pages
 from rnlib.study.claims import judge
 from rnlib.study.figures import accuracy_figure, style
 
@@ -70,9 +70,9 @@ pages.show(
     ),
     caption=(
         "Ours; the paper gives no numbers. In points, BatchNorm without tracking minus BatchNorm, natural"
-        f" training: {pages.differences(judge(NATURAL[0], profile))}; adversarial training:"
-        f" {pages.differences(judge(ADVERSARIAL[0], profile))}. RobustNorm minus BatchNorm without tracking,"
-        f" adversarial training: {pages.differences(judge(ADVERSARIAL[2], profile))}."
+        f" training: {ledger.differences(judge(NATURAL[0], profile))}; adversarial training:"
+        f" {ledger.differences(judge(ADVERSARIAL[0], profile))}. RobustNorm minus BatchNorm without tracking,"
+        f" adversarial training: {ledger.differences(judge(ADVERSARIAL[2], profile))}."
     ),
     alt=(
         "Accuracy clean, under noise and under five attacks of BatchNorm and RobustNorm, each with tracked"
@@ -84,7 +84,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in NATURAL + ADVERSARIAL:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -93,7 +93,7 @@ for claim in NATURAL + ADVERSARIAL:
 # bootstrap where the images are the same), with more a t interval over seeds, as in the paper.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in NATURAL + ADVERSARIAL])
+ledger.comparisons([judge(claim, profile) for claim in NATURAL + ADVERSARIAL])
 
 # %% [markdown]
 # ## What it means

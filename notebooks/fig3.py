@@ -43,7 +43,7 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, pages, panels, results
+from rnlib.study import beside, ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
@@ -128,7 +128,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## Accuracy
@@ -224,7 +224,7 @@ else:
 # RobustNorm), t intervals over seeds:
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

@@ -38,7 +38,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import rnlib
-from rnlib.study import beside, pages, panels, results
+from rnlib.study import beside, ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 
@@ -127,14 +127,14 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS["natural"]:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## Adversarial training
 
 # %% tags=["hide-input"]
 for claim in CLAIMS["adversarial"]:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -144,7 +144,7 @@ for claim in CLAIMS["adversarial"]:
 # are over images where one seed was measured.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])
+ledger.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])
 
 # %% [markdown]
 # ## What it means

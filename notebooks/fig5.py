@@ -37,7 +37,7 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, pages, panels, results
+from rnlib.study import beside, ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, style
 
@@ -103,7 +103,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -112,7 +112,7 @@ for claim in CLAIMS:
 # more BatchNorm loses than RobustNorm.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # ## What it means

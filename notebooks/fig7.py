@@ -38,7 +38,7 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import display
 
-from rnlib.study import beside, pages, results
+from rnlib.study import beside, ledger, pages, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import beside_figure, style
 
@@ -104,8 +104,8 @@ pages.show(
         "Clean accuracy with tracked statistics. Run here, with the JPEG copy in place of CIFAR-10:"
         f" {ran or 'nothing yet'}; a star marks what was not."
         f" RobustNorm minus BatchNorm in points, the paper's numbers: {told}. Ours, other networks:"
-        f" {pages.differences(judge('fig7-architectures', profile))}; Fashion-MNIST"
-        f" {pages.differences(judge('fig7-fashion', profile))}."
+        f" {ledger.differences(judge('fig7-architectures', profile))}; Fashion-MNIST"
+        f" {ledger.differences(judge('fig7-fashion', profile))}."
     ),
     alt=(
         "Clean accuracy of BatchNorm and RobustNorm with tracking for each network and data set, the paper's"
@@ -117,13 +117,13 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # The same claim on ResNet-20:
 
 # %% tags=["hide-input"]
-pages.summary(profile, ["table3-tracking-natural", "table3-tracking-adversarial"])
+ledger.summary(profile, ["table3-tracking-natural", "table3-tracking-adversarial"])
 
 # %% [markdown]
 # ## The numbers
@@ -131,7 +131,7 @@ pages.summary(profile, ["table3-tracking-natural", "table3-tracking-adversarial"
 # RobustNorm minus BatchNorm, in points:
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # The paper's, with ours where there is one:

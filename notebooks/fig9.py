@@ -51,7 +51,7 @@ import numpy as np
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.decisive import NORMS
 from rnlib.study.figures import SERIES, style
@@ -160,7 +160,7 @@ if len(sharpness):
         )
         axis.set_yticks(range(len(PANELS)), [SERIES[key][0] for key in PANELS])
         axis.invert_yaxis() if axis is axes[0] else None
-    told = "; ".join(f"{t} training: {pages.differences(judge(f'fig9-{t}', profile))}" for t in TRAININGS)
+    told = "; ".join(f"{t} training: {ledger.differences(judge(f'fig9-{t}', profile))}" for t in TRAININGS)
     display(
         pages.show(
             figure,
@@ -176,13 +176,13 @@ if len(sharpness):
 
 # %% tags=["hide-input"]
 for training in TRAININGS:
-    display(pages.verdict(f"fig9-{training}", profile))
+    display(ledger.verdict(f"fig9-{training}", profile))
 
 # %% [markdown]
 # ## The numbers
 
 # %% tags=["hide-input"]
-display(pages.comparisons([judge(f"fig9-{training}", profile) for training in TRAININGS]))
+display(ledger.comparisons([judge(f"fig9-{training}", profile) for training in TRAININGS]))
 if len(top := sharpness[sharpness.quantity == "curvature"]):
     top = top.assign(norm=top.norm.map(NORMS))
     display(top.pivot_table(index=["norm", "training"], columns="statistics", values="value").round(1))

@@ -33,7 +33,7 @@ parameters(globals(), ["profile", "teaser"])
 # %% tags=["remove-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decision, pages
+from rnlib.study import decision, ledger, pages
 from rnlib.study.claims import judge
 from rnlib.study.figures import accuracy_figure, style
 from rnlib.study.runs import TRAININGS
@@ -42,8 +42,8 @@ style()
 answer = "\n".join(f"- {decision.sentence(profile, training)}" for training in TRAININGS)
 display(Markdown(f"**The answer**, by a rule of necessary conditions ({{ref}}`verdict`):\n\n{answer}"))
 HEART = ["table2-natural-attacks", "table2-natural-noise", "table2-adversarial-attacks", "table3-natural"]
-display(Markdown(f"**The paper's claims.** {pages.tally(profile)} Those it stands on:"))
-pages.summary(profile, HEART)
+display(Markdown(f"**The paper's claims.** {ledger.tally(profile)} Those it stands on:"))
+ledger.summary(profile, HEART)
 
 # %% [markdown]
 # **How sure?** With several seeds the intervals behind these verdicts are t intervals over them, as in the
@@ -68,7 +68,7 @@ pages.show(
     caption=(
         "ResNet-20, each training evaluated with tracked and with batch statistics. BatchNorm, batch minus"
         " tracked, natural training, in points, ours and in brackets the paper's:"
-        f" {pages.differences(judge('table2-natural-attacks', profile))}."
+        f" {ledger.differences(judge('table2-natural-attacks', profile))}."
     ),
     alt=(
         "Accuracy clean and under three attacks after natural and adversarial training, the paper's numbers"
@@ -85,7 +85,7 @@ pages.setting(profile)
 # ## Every claim of the paper
 
 # %% tags=["remove-input"]
-pages.ledger(profile)
+ledger.table(profile)
 
 # %% [markdown]
 # ## Beyond the paper
@@ -93,7 +93,7 @@ pages.ledger(profile)
 # What has to be true if tracking is the cause, and other hypotheses of ours, tested on the same weights:
 
 # %% tags=["remove-input"]
-pages.ledger(profile, "beyond")
+ledger.table(profile, "beyond")
 
 # %% [markdown]
 # All of it as data: <a href="_static/claims.json" download>claims.json</a> (verdicts and comparisons),

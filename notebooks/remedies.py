@@ -52,7 +52,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, PALETTE, style
 
@@ -115,7 +115,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in REMEDIES:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## Clean and robust
@@ -148,7 +148,7 @@ for training, claim in claims.items():
             ),
             caption=(
                 f"{TITLES[training]}, clean and attacked, with 95% intervals over images. GroupNorm minus"
-                f" BatchNorm with tracked statistics, in points: {pages.differences(judge(claim, profile))}."
+                f" BatchNorm with tracked statistics, in points: {ledger.differences(judge(claim, profile))}."
             ),
             alt="Accuracy clean, under noise, GradSign and PGD for BatchNorm and the remedies.",
             notebook="remedies",
@@ -158,7 +158,7 @@ for training, claim in claims.items():
 
 # %% tags=["hide-input"]
 for claim in E10:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -167,7 +167,7 @@ for claim in E10:
 # lost points it is the difference under PGD beyond that on clean images.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in REMEDIES + E10])
+ledger.comparisons([judge(claim, profile) for claim in REMEDIES + E10])
 
 # %% [markdown]
 # ## What it means

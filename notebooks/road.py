@@ -42,7 +42,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import pages, panels, results
+from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import style
 
@@ -81,7 +81,7 @@ if curves.series.isin(list(NORMS)).any():
             panels.lines(curves, value="train_loss", ylabel="training loss", **shared),
             caption=(
                 "Training loss by epoch. Eq 11 minus Eq 12, mean over epochs:"
-                f" {pages.differences(judge('road-eq11-loss', profile))}."
+                f" {ledger.differences(judge('road-eq11-loss', profile))}."
             ),
             alt="Training loss along the epochs for Eq 11, Eq 12, Eq 14 and BatchNorm, a panel a training.",
             notebook="road",
@@ -94,8 +94,8 @@ if curves.series.isin(list(NORMS)).any():
             caption=(
                 "Clean accuracy of the validation images by epoch, with batch statistics. On the test images"
                 " at the end, in points, Eq 12 minus Eq 11:"
-                f" {pages.differences(judge('road-eq11-clean', profile))}; Eq 14 minus Eq 12:"
-                f" {pages.differences(judge('road-eq14-clean', profile))}."
+                f" {ledger.differences(judge('road-eq11-clean', profile))}; Eq 14 minus Eq 12:"
+                f" {ledger.differences(judge('road-eq14-clean', profile))}."
             ),
             alt="Validation accuracy along the epochs for the same norms, a panel a training.",
             notebook="road",
@@ -107,7 +107,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in LOSS + CLEAN:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## What each normaliser leaves of one input
@@ -156,7 +156,7 @@ else:
 
 # %% tags=["hide-input"]
 for claim in WIDTH:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -165,7 +165,7 @@ for claim in WIDTH:
 # standard deviations over layers. One seed each, so that the intervals say nothing of other seeds.
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in LOSS + CLEAN + WIDTH])
+ledger.comparisons([judge(claim, profile) for claim in LOSS + CLEAN + WIDTH])
 
 # %% [markdown]
 # ## What it means

@@ -39,7 +39,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import pages
+from rnlib.study import ledger, pages
 from rnlib.study.claims import judge
 from rnlib.study.figures import accuracy_figure, style
 
@@ -62,7 +62,7 @@ pages.show(
     accuracy_figure(profile, 2, ["natural"], ATTACKS, SERIES),
     caption=(
         "Natural training. Batch minus tracked statistics, the same weights, in points, ours and in brackets"
-        f" the paper's: {pages.differences(*(judge(claim, profile) for claim in NATURAL[:2]))}."
+        f" the paper's: {ledger.differences(*(judge(claim, profile) for claim in NATURAL[:2]))}."
     ),
     alt=ALT,
     notebook="table2",
@@ -71,7 +71,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in NATURAL + NATURAL_NO_NORM:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## Adversarial training
@@ -83,7 +83,7 @@ pages.show(
     accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
     caption=(
         "Adversarial training. Batch minus tracked statistics, the same weights, in points, ours and in"
-        f" brackets the paper's: {pages.differences(*(judge(claim, profile) for claim in ADVERSARIAL))}."
+        f" brackets the paper's: {ledger.differences(*(judge(claim, profile) for claim in ADVERSARIAL))}."
     ),
     alt=ALT,
     notebook="table2",
@@ -92,7 +92,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in ADVERSARIAL + ADVERSARIAL_NO_NORM:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -103,7 +103,7 @@ for claim in ADVERSARIAL + ADVERSARIAL_NO_NORM:
 
 # %% tags=["hide-input"]
 claims = NATURAL + NATURAL_NO_NORM + ADVERSARIAL + ADVERSARIAL_NO_NORM
-pages.comparisons([judge(claim, profile) for claim in claims])
+ledger.comparisons([judge(claim, profile) for claim in claims])
 
 # %% [markdown]
 # Every attack of the suite, also those that the paper's Table 2 leaves out (Grad, PGD-l2, Carlini-Wagner,

@@ -37,7 +37,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import pages
+from rnlib.study import ledger, pages
 from rnlib.study.claims import judge
 from rnlib.study.figures import accuracy_figure, style
 
@@ -59,10 +59,10 @@ pages.show(
     accuracy_figure(profile, 3, ["natural", "adversarial"], ["clean"], SERIES, ylim=(50, 100)),
     caption=(
         "Clean accuracy. RobustNorm minus BatchNorm in points, ours and in brackets the paper's: batch"
-        f" statistics, natural {pages.differences(judge(CLAIMS[0], profile))}; adversarial"
-        f" {pages.differences(judge(CLAIMS[1], profile))}; tracked statistics, natural"
-        f" {pages.differences(judge(CLAIMS[2], profile))}; adversarial"
-        f" {pages.differences(judge(CLAIMS[3], profile))}."
+        f" statistics, natural {ledger.differences(judge(CLAIMS[0], profile))}; adversarial"
+        f" {ledger.differences(judge(CLAIMS[1], profile))}; tracked statistics, natural"
+        f" {ledger.differences(judge(CLAIMS[2], profile))}; adversarial"
+        f" {ledger.differences(judge(CLAIMS[3], profile))}."
     ),
     alt=(
         "Clean accuracy of BatchNorm and RobustNorm with tracked and with batch statistics after natural and"
@@ -74,7 +74,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -82,7 +82,7 @@ for claim in CLAIMS:
 # The comparisons behind the verdicts, in percentage points, RobustNorm minus BatchNorm:
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 
 # %% [markdown]
 # The paper's whole table, with CIFAR-100, which was not run here:

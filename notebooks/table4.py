@@ -36,7 +36,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import beside, pages, results
+from rnlib.study import beside, ledger, pages, results
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS, beside_figure, style
 
@@ -81,8 +81,8 @@ pages.show(
     ),
     caption=(
         "CIFAR-10. Batch minus tracked statistics of BatchNorm in points, natural training, ours and in"
-        f" brackets the paper's: ResNet-38 {pages.differences(judge(TRACKING[0], profile))}; VGG-11"
-        f" {pages.differences(judge(TRACKING[1], profile))}."
+        f" brackets the paper's: ResNet-38 {ledger.differences(judge(TRACKING[0], profile))}; VGG-11"
+        f" {ledger.differences(judge(TRACKING[1], profile))}."
     ),
     alt=(
         "Accuracy of BatchNorm and RobustNorm with tracked and with batch statistics, clean, under noise and"
@@ -98,7 +98,7 @@ pages.show(
 # %% tags=["hide-input"]
 tracking = beside.cells(PAIRS[0], PAIRS[1])
 for claim in TRACKING:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## RobustNorm against BatchNorm without tracking
@@ -108,14 +108,14 @@ for claim in TRACKING:
 
 # %% tags=["hide-input"]
 for claim in NORM:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## RobustNorm with tracking against BatchNorm
 
 # %% tags=["hide-input"]
 for claim in TRACKED:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers
@@ -129,7 +129,7 @@ beside.table(profile, 4)
 # The comparisons behind the verdicts, in points, first minus second:
 
 # %% tags=["hide-input"]
-pages.comparisons([judge(claim, profile) for claim in TRACKING + NORM + TRACKED])
+ledger.comparisons([judge(claim, profile) for claim in TRACKING + NORM + TRACKED])
 
 # %% [markdown]
 # ## What it means

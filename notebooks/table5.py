@@ -35,7 +35,7 @@ parameters(globals(), ["profile"])
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import beside, pages, results
+from rnlib.study import beside, ledger, pages, results
 from rnlib.study.figures import ATTACKS, beside_figure, style
 
 style()
@@ -94,7 +94,7 @@ pages.show(
 
 # %% tags=["hide-input"]
 for claim in CLAIMS:
-    display(pages.verdict(claim, profile))
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## The numbers

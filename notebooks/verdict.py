@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib.ticker import MaxNLocator
 
-from rnlib.study import decision, pages, results
+from rnlib.study import decision, ledger, pages, results
 from rnlib.study.figures import PALETTE, style
 from rnlib.study.runs import TRAININGS
 
@@ -59,7 +59,7 @@ def cell(condition):
     """The state of a condition, with links to the claims behind it."""
     state = STATES.get(condition.state, "{bdg-light}`○ untested here`")
     links = [
-        f"{{ref}}`{found.claim['id']} <{pages.anchor(found.claim['id'])}>`" for found in condition.verdicts
+        f"{{ref}}`{found.claim['id']} <{ledger.anchor(found.claim['id'])}>`" for found in condition.verdicts
     ]
     return f"{state} {', '.join(links)}"
 
@@ -86,7 +86,7 @@ def comparisons(training):
         for found in condition.verdicts:
             for one in found.comparisons:
                 claim = found.claim["id"].replace(f"-{training}", "").split("-", 1)[-1]
-                yield f"{condition.name}: {pages.WHAT.get(one.what, one.what) or claim}", one
+                yield f"{condition.name}: {ledger.WHAT.get(one.what, one.what) or claim}", one
 
 
 def forest():
@@ -188,7 +188,7 @@ others = [
     for claim_id, claim in read_claims().items()
     if claim.get("kind") == "beyond" and "decides" not in claim
 ]
-pages.summary(profile, others)
+ledger.summary(profile, others)
 
 # %% [markdown]
 # ## What this rests on, and what it does not say

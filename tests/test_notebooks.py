@@ -85,7 +85,7 @@ def test_a_notebook_is_paired_clean_and_takes_a_profile(name):
     script = jupytext.read(ROOT / "notebooks" / f"{name}.py")
     assert [(c.cell_type, c.source) for c in script.cells] == [
         (c.cell_type, c.source) for c in notebook.cells
-    ], f"run: jupytext --to ipynb notebooks/{name}.py"
+    ], f"run: jupytext --update --to ipynb notebooks/{name}.py"
     (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     names = [target.id for node in ast.parse(cell.source).body for target in node.targets]
     assert "profile" in names

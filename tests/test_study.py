@@ -15,7 +15,7 @@ from scipy import stats
 
 from rnlib import landscape
 from rnlib.data import Dataset
-from rnlib.study import claims, decision, figures, pages, planes, results, store, work
+from rnlib.study import claims, decision, figures, ledger, pages, planes, results, store, work
 from rnlib.study.comparisons import Comparison
 from rnlib.study.diagnostics import diagnose_run
 from rnlib.study.parameters import parameters
@@ -636,7 +636,7 @@ def test_a_misspelt_claim_is_refused(monkeypatch, changes, message):
 def test_the_ledger_is_plain_data_and_the_command_prints_it(monkeypatch, capsys):
     fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60})
     judged(monkeypatch)
-    (entry,) = json.loads(json.dumps(claims.ledger("laptop"), allow_nan=False))
+    (entry,) = json.loads(json.dumps(claims.judge_all("laptop"), allow_nan=False))
     assert (entry["verdict"], entry["comparisons"][0]["ours"]) == ("supported", pytest.approx(20))
     monkeypatch.setattr("sys.argv", ["claims"])
     claims.main()
@@ -648,11 +648,11 @@ def test_the_ledger_is_plain_data_and_the_command_prints_it(monkeypatch, capsys)
 
 def test_pages_show_verdicts_pending_runs_and_no_verdict_for_quick():
     assert "Pending" in pages.setting("laptop").data
-    assert "untested here" in pages.ledger("laptop").data
+    assert "untested here" in ledger.table("laptop").data
     fake_results("laptop", as_in_the_paper)
     assert "Pending" not in pages.setting("laptop").data
     assert "1,000 test images" in pages.setting("laptop").data
-    assert "✓ Reproduced" in pages.verdict("table2-natural-attacks", "laptop").data
+    assert "✓ Reproduced" in ledger.verdict("table2-natural-attacks", "laptop").data
     table = pages.accuracies("laptop", ["batch_norm"])
     assert table.loc["PGD-l∞", ("natural", "BatchNorm")].startswith("29.7 (")
     fake_results("quick", as_in_the_paper)

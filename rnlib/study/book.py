@@ -21,8 +21,8 @@ from sphinx_external_toc.parsing import parse_toc_yaml
 
 import rnlib
 from rnlib.study import results
-from rnlib.study.claims import ledger, read_claims
-from rnlib.study.pages import anchor
+from rnlib.study.claims import judge_all, read_claims
+from rnlib.study.ledger import anchor
 from rnlib.study.reference import module_page, modules, overview
 from rnlib.study.runs import ROOT
 
@@ -69,7 +69,7 @@ def check_claims(notebooks: dict[str, nbformat.NotebookNode]) -> None:
         if f":name: {anchor(claim_id)}\\n" not in shown:
             lost.append(f"{claim_id} (page {claim['page']})")
     if lost:
-        raise RuntimeError(f"claims that no page of the book shows: {', '.join(lost)}; see pages.verdict")
+        raise RuntimeError(f"claims that no page of the book shows: {', '.join(lost)}; see ledger.verdict")
 
 
 def status_page(notebooks: dict[str, nbformat.NotebookNode], profile: str) -> str:
@@ -113,7 +113,7 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
     with (source / "api" / "index.md").open("a") as index:
         index.write(overview())
     (source / "status.md").write_text(status_page(notebooks, profile))
-    (source / "_static" / "claims.json").write_text(json.dumps(ledger(profile), indent=1))
+    (source / "_static" / "claims.json").write_text(json.dumps(judge_all(profile), indent=1))
     results.table(profile, "evaluations").to_csv(source / "_static" / "results.csv", index=False)
 
 

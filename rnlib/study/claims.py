@@ -2,7 +2,7 @@
 
 ``book/claims.yml`` holds each claim as a comparison of two sides; :mod:`rnlib.study.comparisons` makes it. A
 verdict is computed from the result files, never written by hand; pages show it through
-:func:`rnlib.study.pages.verdict`. ``python -m rnlib.study.claims`` computes all of them.
+:func:`rnlib.study.ledger.verdict`. ``python -m rnlib.study.claims`` computes all of them.
 """
 
 import argparse
@@ -136,7 +136,7 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def ledger(profile: str) -> list[dict[str, Any]]:
+def judge_all(profile: str) -> list[dict[str, Any]]:
     """All claims with their verdicts and comparisons, as plain values (``claims.json`` of the book)."""
     entries = []
     for claim_id in read_claims():
