@@ -141,9 +141,9 @@ for claim in CLAIMS["adversarial"]:
 #
 # RobustNorm minus BatchNorm (*tracked*) and minus BatchNorm without tracking (*batch*), in points, at each
 # eps; *collapse*: how many points more BatchNorm loses between the smallest eps and the largest. Intervals
-# are over images where one seed was measured.
+# are over images where one seed was measured. The table is long; open the cell to read it.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-cell"]
 ledger.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])
 
 # %% [markdown]

@@ -86,7 +86,7 @@ def comparisons(training):
         for found in condition.verdicts:
             for one in found.comparisons:
                 claim = found.claim["id"].replace(f"-{training}", "").split("-", 1)[-1]
-                yield f"{condition.name}: {ledger.WHAT.get(one.what, one.what) or claim}", one
+                yield f"{condition.name}: {ledger.what(one) or claim}", one
 
 
 def forest():

@@ -682,6 +682,26 @@ def test_command_of_a_run_makes_that_run():
     )
 
 
+def test_what_is_compared_has_the_names_that_readers_know():
+    whats = ("against group_norm, none", "0.3")
+    named = tuple(Comparison(what, None, 1.0, 0.5, 1.5, 9, 1, "same") for what in whats)
+    assert [ledger.what(one) for one in named] == ["against GroupNorm", "0.3"]
+    found = claims.Verdict({"id": "one"}, claims.SUPPORTED, "", named)
+    assert ledger.differences(found) == "against GroupNorm +1.0, 0.3: +1.0"
+    assert list(ledger.comparisons([found]).index) == [("one", "against GroupNorm"), ("one", "0.3")]
+
+
+def test_a_claim_that_is_measured_in_part_says_what_is_there(monkeypatch):
+    fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60})
+    monkeypatch.setattr(ledger, "judge", lambda claim_id, profile: found)
+    found = judged(monkeypatch, over={"attack": ["pgd", "cw"]})
+    assert found.direction == claims.UNTESTED
+    assert "So far: pgd +20.0." in ledger.verdict("one", "laptop").data
+    found = judged(monkeypatch, over={"attack": ["cw"]})
+    assert "So far" not in ledger.verdict("one", "laptop").data
+    assert "pending" in ledger.comparisons([found]).data
+
+
 # -- the decision rule
 
 

@@ -1,5 +1,6 @@
 """The claims ledger as things that a notebook displays: verdicts, comparisons behind them, lists of both."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from math import isfinite
@@ -8,6 +9,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims
+from rnlib.study.comparisons import Comparison
 from rnlib.study.figures import ATTACKS
 
 # How verdicts look: class of the admonition, colour of the badge, symbol.
@@ -15,13 +17,22 @@ LOOKS = [("tip", "success", "✓"), ("warning", "warning", "◐"), ("danger", "d
 LOOK = {word: look for words in WORDS.values() for word, look in zip(words, LOOKS, strict=True)}
 LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "○")}
 WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 ratio of spreads"}
-WHAT |= {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
+WHAT |= {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm", "group_norm": "GroupNorm"}
+WHAT |= {"frozen_norm": "frozen statistics", "weight_norm": "weight normalisation"}
+WHAT |= {"norm_prop": "normalisation propagation", "no_norm_bias": "no norm, with a bias"}
+WHAT |= {"resnet38": "ResNet-38", "vgg11": "VGG-11"}
 SYMBOLS = {"same": "as claimed", "opposite": "the other way round", "unclear": "unclear"}
 
 
 def anchor(claim_id: str) -> str:
     """The label of a claim's place in the book: where :func:`verdict` is displayed, on the claim's page."""
     return f"claim-{claim_id}"
+
+
+def what(comparison: Comparison) -> str:
+    """What a comparison compares, with the names that readers know; a norm without modes has no mode."""
+    name = re.sub(r"\w+", lambda word: WHAT.get(word[0], word[0]), comparison.what)
+    return name.removesuffix(", none")
 
 
 def badge(direction: str) -> str:
@@ -47,21 +58,23 @@ def verdict(claim_id: str, profile: str) -> Markdown:
             f" {need['images']:,} images and {need['seeds']} seed{'s' if need['seeds'] > 1 else ''}; that is"
             " not there yet."
         )
+        if found.comparisons:
+            lines.append(f"So far: {differences(found)}.")
     else:
         lines.append(f"Magnitude: {found.magnitude}.")
     return Markdown("\n".join([*lines, ":::"]))
 
 
-def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
     """The evidence behind verdicts, one row a comparison: differences, in points for accuracies.
 
     Indexed by claim and by what is compared; n counts images, or what else is compared. Without the column of
-    the paper where it gives no number.
+    the paper where it gives no number; a sentence where nothing can be compared yet.
     """
     rows = [
         {
             "claim": verdict.claim["id"],
-            "what": WHAT.get(c.what, c.what),
+            "what": what(c),
             "paper": "" if c.paper is None else f"{c.paper:+.1f}",
             "ours": f"{c.ours:+.2g}" if abs(c.ours) < 1 else f"{c.ours:+.1f}",
             "95% interval": f"{c.low:+.1f} to {c.high:+.1f}" if isfinite(c.low) else "none: one number",
@@ -72,8 +85,10 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame:
         for verdict in verdicts
         for c in verdict.comparisons
     ]
-    frame = pd.DataFrame(rows).set_index(["claim", "what"]) if rows else pd.DataFrame()
-    return frame if rows and any(frame.paper) else frame.drop(columns="paper", errors="ignore")
+    if not rows:
+        return Markdown("None can be made yet: the runs of this page are pending.")
+    frame = pd.DataFrame(rows).set_index(["claim", "what"])
+    return frame if any(frame.paper) else frame.drop(columns="paper")
 
 
 def table(profile: str, kind: str = "paper") -> Markdown:
@@ -116,10 +131,10 @@ def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
 
 def differences(*verdicts: Verdict) -> str:
     """The comparisons behind verdicts as a phrase, in points: ours, and the paper's in brackets."""
-    parts = [
-        f"{WHAT.get(c.what, c.what)}{':' if c.what[:1].isdigit() else ''} {c.ours:+.1f}".strip()
-        + ("" if c.paper is None else f" ({c.paper:+.1f})")
-        for verdict in verdicts
-        for c in verdict.comparisons
-    ]
+    parts = []
+    for comparison in (c for verdict in verdicts for c in verdict.comparisons):
+        name = what(comparison)
+        colon = ":" if name[:1].isdigit() or name[-1:].isdigit() else ""  # two numbers would run together
+        paper = "" if comparison.paper is None else f" ({comparison.paper:+.1f})"
+        parts.append(f"{name}{colon} {comparison.ours:+.1f}{paper}".strip())
     return ", ".join(parts) or "not measured yet"

@@ -110,6 +110,6 @@ def show(figure: Figure, *, caption: str, alt: str, notebook: str, profile: str)
     made = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile}"
     return HTML(
         f'<figure><div class="wide"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"'
-        f' style="width:100%;background:white"></div><figcaption style="color:inherit">{escape(caption)}'
+        f' style="width:100%;background:white"></div><figcaption>{escape(caption)}'
         f" <br><small>Made by <code>{escape(made)}</code></small></figcaption></figure>"
     )
