@@ -98,7 +98,8 @@ def table(profile: str, kind: str = "paper") -> Markdown:
     lines = ["| Verdict | Claim | Ours against the paper |", "|---|---|---|"]
     for found in verdicts:
         claim = found.claim
-        magnitude = "" if found.direction == UNTESTED else found.magnitude
+        so_far = f"so far {differences(found)}" if found.comparisons else ""
+        magnitude = so_far if found.direction == UNTESTED else found.magnitude
         link = f"{{ref}}`{claim['text'].rstrip('.')} <{anchor(claim['id'])}>`"
         lines.append(f"| {badge(found.direction)} | {link} (*{claim['where']}*) | {magnitude} |")
     made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
