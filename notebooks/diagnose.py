@@ -12,8 +12,8 @@
 # # Diagnose one run
 #
 # A worker of the grid: one experiment on the weights of a trained run. `diagnostic` names
-# it: transfer, ladder, adequacy, fraction, neighbours, black_box, units, eps,
-# batch_size, jitter, composition, snapshots or code_path.
+# it: transfer, independent, ladder, adequacy, fraction, neighbours, black_box, units, eps,
+# batch_size, jitter, composition, snapshots, code_path or spreads.
 
 # %% tags=["parameters"]
 profile = "quick"  # quick, laptop or paper

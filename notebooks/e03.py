@@ -53,11 +53,6 @@ from rnlib.study.runs import TRAININGS
 
 style()
 CLAIMS = [f"e03-{name}-{training}" for name in ("twin", "follow", "plain", "noise") for training in TRAININGS]
-SOURCES = {
-    "ema": "tracked", "augmented": "augmented", "plain": "plain", "adversarial": "adversarial",
-    "twin": "clean twin", "batch": "batch",
-}  # fmt: skip
-ATTACKED = {"clean": "clean", "noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"}
 ladder = decisive.networks(profile, "ladder")
 display(pages.setting(profile, runs=lambda run: run.norm in decisive.NORMS))
 panels.pending(profile, "ladder", runs=lambda run: run.experiment == "headline")
@@ -70,8 +65,8 @@ if len(ladder):
     display(
         pages.show(
             panels.categories(
-                ladder, x="source", series="attack", looks=panels.names(list(ATTACKED), ATTACKED),
-                panel="network", labels=SOURCES, columns=2, rotation=30,
+                ladder, x="source", series="attack", looks=decisive.LADDER, panel="network",
+                labels=decisive.SOURCES, columns=2, rotation=30,
             ),
             caption=(
                 "Accuracy with statistics from each source, attacked as they are. Clean twin minus tracked,"

@@ -55,7 +55,7 @@ CLAIMS = [
 ]
 fraction, neighbours = decisive.networks(profile, "fraction"), decisive.networks(profile, "neighbours")
 display(pages.setting(profile, runs=lambda run: run.norm in decisive.NORMS))
-panels.pending(profile, "fraction", "neighbours")
+panels.pending(profile, "fraction", "neighbours", runs=lambda run: run.experiment == "headline")
 
 # %% [markdown]
 # ## E5: how many of the batch are attacked

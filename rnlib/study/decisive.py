@@ -14,16 +14,24 @@ from rnlib.study.comparisons import Comparison
 
 MODES = panels.names(["tracked", "batch"], {"tracked": "tracked statistics", "batch": "batch statistics"})
 NORMS = {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
+SOURCES = {
+    "ema": "tracked", "augmented": "augmented", "plain": "plain", "adversarial": "adversarial",
+    "twin": "clean twin", "batch": "batch",
+}  # fmt: skip
+LADDER = panels.names(
+    ["clean", "noise", "grad_sign", "pgd_linf"],
+    {"clean": "clean", "noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"},
+)
 
 
-def networks(profile: str, name: str, **where: Any) -> pd.DataFrame:
-    """A diagnostic of the headline with a column ``network`` (norm and training), natural training first.
+def networks(profile: str, name: str, experiment: str = "headline", **where: Any) -> pd.DataFrame:
+    """A diagnostic of an experiment with a column ``network`` (norm and training), natural training first.
 
     Args:
         name: of the diagnostic.
         where: values of columns, to choose rows; a list means any of them.
     """
-    table = results.diagnostic(profile, name)
+    table = results.diagnostic(profile, name, experiment)
     table = table[table.norm.isin(list(NORMS))].sort_values(
         ["norm", "training"], ascending=[True, False], kind="stable"
     )
