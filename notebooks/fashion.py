@@ -57,7 +57,7 @@ PAIRS = [
 ]
 NAMES = ["clean", "noise", *beside.ATTACK_CELLS]
 CLAIMS = [f"fashion-{t}-{part}" for t in TRAININGS for part in ("attacks", "noise", "robust-norm", "clean")]
-CAUSE = [f"fashion-{t}-{part}" for t in TRAININGS for part in ("twin", "follow", "single")]
+CAUSE = [f"fashion-{t}-{part}" for t in TRAININGS for part in ("twin", "plain", "follow", "single")]
 table = results.evaluations(profile, "fashion")
 ladder, fraction = (decisive.networks(profile, name, "fashion") for name in ("ladder", "fraction"))
 display(pages.setting(profile, "fashion"))
@@ -114,7 +114,8 @@ if len(ladder):
             ),
             caption=(
                 "Accuracy of BatchNorm with statistics from each source, attacked as they are. In points,"
-                f" clean twin minus tracked: {told('twin')}; batch minus clean twin: {told('follow')}."
+                f" clean twin minus tracked: {told('twin')}; plain minus tracked: {told('plain')};"
+                f" batch minus clean twin: {told('follow')}."
             ),
             alt="For each training, four dots for each source of statistics: clean, noise, GradSign, PGD.",
             notebook="fashion",
@@ -172,6 +173,10 @@ numbers.reindex([name for name in NAMES if name in numbers.index]).rename(index=
 # * If batch statistics are ahead here, the clean twin says whether that is for want of a mismatch, for it has
 #   none either. What the twin has over the tracked statistics is the mismatch's; what the batch has over the
 #   twin comes from statistics that follow the attack.
+# * *Plain* statistics are tracked ones too, averaged over training images without augmentation. Images that
+#   are shifted by up to four pixels lose a part of what they show, and no test image does. What *plain* gains
+#   is the price of that: a mismatch of augmentation, not of tracking, which better averages take away while
+#   images stay independent of each other.
 # * Noise changes an even black background, which most of these images are, into something that training never
 #   showed. All images of a batch share that shift, and statistics of the batch can take it out
 #   ({cite:t}`schneider2020`).

@@ -183,7 +183,7 @@ Markdown(
 # the clean twin shares it is it evidence for the paper's explanation:
 
 # %% tags=["remove-input"]
-PARTS = ("attacks", "noise", "twin", "follow", "single")
+PARTS = ("attacks", "noise", "twin", "plain", "follow", "single")
 OTHER = [f"fashion-{training}-{part}" for training in TRAININGS for part in PARTS]
 ledger.summary(profile, OTHER)
 
