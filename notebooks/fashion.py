@@ -110,7 +110,7 @@ if len(ladder):
         pages.show(
             panels.categories(
                 ladder, x="source", series="attack", looks=decisive.LADDER, panel="network",
-                labels=decisive.SOURCES, columns=2, rotation=30,
+                labels=decisive.SOURCES, columns=2 if ladder.network.nunique() > 1 else 1, rotation=30,
             ),
             caption=(
                 "Accuracy of BatchNorm with statistics from each source, attacked as they are. In points,"
