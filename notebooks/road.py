@@ -53,11 +53,11 @@ NORMS = {
     ("robust_norm", 0.2): "Eq 14: x - mean, range^0.2",
     ("batch_norm", None): "BatchNorm",
 }
-NORMALISERS = {
+NORMALISERS = {  # in an order that gives a norm the colour that it has above
+    "two_sigma": "2 sigma, the bound of Eq 13",
     "mean_range_norm": "Eq 12: range",
     "robust_norm": "Eq 14: range^0.2",
     "batch_norm": "BatchNorm: sigma",
-    "two_sigma": "2 sigma, the bound of Eq 13",
 }
 LOSS, CLEAN = ["road-eq11-loss"], ["road-eq11-clean", "road-eq14-clean"]
 WIDTH = ["road-eq12-suppresses", "road-eq13", "road-eq14-widens"]
