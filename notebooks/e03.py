@@ -64,10 +64,7 @@ panels.pending(profile, "ladder", runs=lambda run: run.experiment == "headline")
 if len(ladder):
     display(
         pages.show(
-            panels.categories(
-                ladder, x="source", series="attack", looks=decisive.LADDER, panel="network",
-                labels=decisive.SOURCES, columns=2, rotation=30,
-            ),
+            decisive.ladder_figure(ladder),
             caption=(
                 "Accuracy with statistics from each source, attacked as they are. Clean twin minus tracked,"
                 f" natural training: {ledger.differences(judge('e03-twin-natural', profile))} points; batch"
@@ -77,7 +74,7 @@ if len(ladder):
             notebook="e03",
             profile=profile,
         )
-    )  # fmt: skip
+    )
 else:
     display(Markdown("No ladder has been measured yet."))
 

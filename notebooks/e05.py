@@ -70,11 +70,7 @@ def told(claim, training):
 if len(fraction):
     display(
         pages.show(
-            panels.categories(
-                fraction.sort_values(["norm", "training", "attacked"], ascending=[True, False, True]),
-                x="attacked", series="statistics", looks=decisive.MODES, panel="network",
-                xlabel="attacked images of 100", columns=2 if fraction.network.nunique() > 1 else 1,
-            ),
+            decisive.fraction_figure(fraction),
             caption=(
                 "Accuracy of the attacked images against their number in a batch of 100. In points, batch"
                 " minus tracked statistics where one is attacked: "

@@ -108,10 +108,7 @@ def told(part):
 if len(ladder):
     display(
         pages.show(
-            panels.categories(
-                ladder, x="source", series="attack", looks=decisive.LADDER, panel="network",
-                labels=decisive.SOURCES, columns=2 if ladder.network.nunique() > 1 else 1, rotation=30,
-            ),
+            decisive.ladder_figure(ladder),
             caption=(
                 "Accuracy of BatchNorm with statistics from each source, attacked as they are. In points,"
                 f" clean twin minus tracked: {told('twin')}; plain minus tracked: {told('plain')};"
@@ -121,15 +118,11 @@ if len(ladder):
             notebook="fashion",
             profile=profile,
         )
-    )  # fmt: skip
+    )
 if len(fraction):
     display(
         pages.show(
-            panels.categories(
-                fraction.sort_values(["training", "attacked"], ascending=[False, True]), x="attacked",
-                series="statistics", looks=decisive.MODES, panel="network",
-                xlabel="attacked images of 100", columns=2 if fraction.network.nunique() > 1 else 1,
-            ),
+            decisive.fraction_figure(fraction),
             caption=(
                 "Accuracy of the attacked images against their number in a batch of 100. In points, batch"
                 f" minus tracked statistics where one is attacked: {told('single')}."
@@ -138,7 +131,7 @@ if len(fraction):
             notebook="fashion",
             profile=profile,
         )
-    )  # fmt: skip
+    )
 if not len(ladder) and not len(fraction):
     display(Markdown("Neither has been measured yet."))
 

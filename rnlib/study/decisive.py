@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from matplotlib.figure import Figure
 from scipy import stats
 
 from rnlib.study import panels, results
@@ -38,6 +39,27 @@ def networks(profile: str, name: str, experiment: str = "headline", **where: Any
     for column, value in where.items() if len(table) else ():
         table = table[table[column].isin(value if isinstance(value, list) else [value])]
     return table.assign(network=table.norm.map(NORMS) + ", " + table.training + " training")
+
+
+def _columns(table: pd.DataFrame) -> int:
+    return 2 if table.network.nunique() > 1 else 1
+
+
+def ladder_figure(table: pd.DataFrame) -> Figure:
+    """E3: accuracy by the source of statistics, a panel for each network of :func:`networks`."""
+    return panels.categories(
+        table, x="source", series="attack", looks=LADDER, panel="network", labels=SOURCES,
+        columns=_columns(table), rotation=30,
+    )  # fmt: skip
+
+
+def fraction_figure(table: pd.DataFrame) -> Figure:
+    """E5: accuracy by the number of attacked images, a panel for each network of :func:`networks`."""
+    return panels.categories(
+        table.sort_values(["norm", "training", "attacked"], ascending=[True, False, True]), x="attacked",
+        series="statistics", looks=MODES, panel="network", xlabel="attacked images of 100",
+        columns=_columns(table),
+    )  # fmt: skip
 
 
 def p_value(comparison: Comparison) -> float:
