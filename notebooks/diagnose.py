@@ -57,4 +57,4 @@ with live() as progress:
 
 # %%
 table = pd.DataFrame(rows or {"accuracy": []})  # no rows if training diverged
-table.loc[:, : "accuracy"].round(1)
+table.loc[:, :"accuracy"].round(1)

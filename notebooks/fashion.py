@@ -179,7 +179,7 @@ numbers.reindex([name for name in NAMES if name in numbers.index]).rename(index=
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/diagnose.ipynb out.ipynb -p profile laptop -p experiment fashion \
 #     -p dataset fashion-mnist -p norm batch_norm -p diagnostic ladder
 # papermill notebooks/fashion.ipynb out.ipynb -p profile laptop

@@ -137,9 +137,9 @@ ledger.verdict("fig1-start", profile)
 
 # %% tags=["hide-input"]
 everything = results.statistics(profile)
-everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median().unstack(
-    "condition"
-).round(3)
+everything["norm"] = everything.norm.map(lambda norm: ledger.WHAT.get(norm, norm))
+by_norm = everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].median()
+by_norm.unstack("condition").round(3).rename(columns=NAMES)
 
 # %% [markdown]
 # ## What it means
@@ -157,6 +157,6 @@ everything.groupby(["norm", "training", "condition"], sort=False)[list(NAMES)].m
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains, evaluates and probes what is missing, then
-# builds the book papermill notebooks/fig1.ipynb out.ipynb -p profile laptop
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
+# papermill notebooks/fig1.ipynb out.ipynb -p profile laptop
 # ```

@@ -112,6 +112,6 @@ ledger.comparisons([judge(claim, profile) for claim in NATURAL + ADVERSARIAL])
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/fig2.ipynb out.ipynb -p profile laptop
 # ```

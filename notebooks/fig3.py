@@ -246,6 +246,6 @@ ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/fig3.ipynb out.ipynb -p profile laptop
 # ```

@@ -161,6 +161,6 @@ numbers.map(lambda value: "not run" if pd.isna(value) else f"{value:.2f}")
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/fig7.ipynb out.ipynb -p profile laptop
 # ```

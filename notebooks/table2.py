@@ -130,6 +130,6 @@ pages.accuracies(profile, ["batch_norm", "no_norm"])
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/table2.ipynb out.ipynb -p profile laptop
 # ```

@@ -107,6 +107,6 @@ pages.accuracies(profile, ["batch_norm", "robust_norm"])
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
 # papermill notebooks/table3.ipynb out.ipynb -p profile laptop
 # ```

@@ -146,7 +146,7 @@ ledger.comparisons([judge(claim, profile) for claim in TRACKING + NORM + TRACKED
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=laptop           # trains and evaluates what is missing, then builds the book
-# snakemake -j2 --config profile=paper            # all rows, on a GPU
+# snakemake -j2 --config profile=laptop  # runs what is missing, then builds the book
+# snakemake -j2 --config profile=paper  # all rows, on a GPU
 # papermill notebooks/table4.ipynb out.ipynb -p profile laptop
 # ```

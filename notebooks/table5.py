@@ -117,6 +117,6 @@ beside.table(profile, 5)
 # ## Run it again
 #
 # ```
-# snakemake -j2 --config profile=paper            # on a GPU
+# snakemake -j2 --config profile=paper  # on a GPU
 # papermill notebooks/table5.ipynb out.ipynb -p profile paper
 # ```

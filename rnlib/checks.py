@@ -42,8 +42,10 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
         raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")
     low, high = (v.item() for v in x.detach().aminmax())
     if not (low >= 0 and high <= 1):  # written so that NaN fails too
-        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: "
-                         "normalisation belongs inside the model")
+        raise ValueError(
+            f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: "
+            "normalisation belongs inside the model"
+        )
     smallest, largest = (int(v.item()) for v in y.aminmax())
     if smallest < 0:
         raise ValueError(f"y has the label {smallest}, labels count from 0")

@@ -6,17 +6,15 @@ two hidden layers.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from rnlib.blocks import BasicBlock, Block, Bottleneck, MakeNorm
 from rnlib.norms import make_norm
 from rnlib.remedies import reparametrize
-
-MakeNorm = Callable[[int], nn.Module]
 
 VGG_LAYOUTS: dict[int, tuple[tuple[int, int], ...]] = {  # (convolutions, channels) of each stage
     11: ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)),
@@ -47,78 +45,6 @@ class Normalize(nn.Module):
         if x.dim() != 4 or x.shape[1] != self.mean.shape[1]:  # grey images would pass as three equal channels
             raise ValueError(f"images have shape {tuple(x.shape)}, expected (N, {self.mean.shape[1]}, H, W)")
         return (x - self.mean) / self.std
-
-
-class _Block(nn.Module):
-    """A chain of convolutions and norms beside a shortcut; the subclass says which convolutions."""
-
-    expansion: int
-
-    def __init__(self, inputs: int, planes: int, stride: int, norm: MakeNorm, shortcut: str):
-        super().__init__()
-        outputs = planes * self.expansion
-        self.residual = nn.Sequential(*self.layers(inputs, planes, stride, norm))
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            if shortcut == "conv":
-                kind = nn.Conv2d if inputs >= 8 else NarrowPointwise
-                convolution = kind(inputs, outputs, 1, stride, bias=False)
-                self.shortcut = nn.Sequential(convolution, norm(outputs))
-            else:
-                self.shortcut = PadShortcut(stride, outputs - inputs)
-        self.activation: Callable[[Tensor], Tensor] = F.relu
-
-    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.residual(x) + self.shortcut(x))
-
-
-class PadShortcut(nn.Module):
-    """He et al.'s parameter-free shortcut: every second pixel, and new channels filled with zeros."""
-
-    def __init__(self, stride: int, new_channels: int):
-        super().__init__()
-        self.stride, self.new_channels = stride, new_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-
-
-class NarrowPointwise(nn.Conv2d):
-    """A 1x1 convolution with a stride that takes the pixels first, for fewer than 8 channels.
-
-    There the AVX2 kernel of oneDNN 3.12 for the gradient of the weights writes outside its memory if the
-    images are channels_last: https://github.com/uxlfoundation/oneDNN/issues/6035.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.stride
-        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
-
-
-class BasicBlock(_Block):
-    """Two 3x3 convolutions."""
-
-    expansion = 1
-
-    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
-        first = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
-        second = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        return [first, norm(planes), nn.ReLU(), second, norm(planes)]
-
-
-class Bottleneck(_Block):
-    """1x1, 3x3 and 1x1 convolutions, the last to four times the channels."""
-
-    expansion = 4
-
-    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
-        reduce = nn.Conv2d(inputs, planes, 1, bias=False)
-        middle = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        expand = nn.Conv2d(planes, 4 * planes, 1, bias=False)
-        return [reduce, norm(planes), nn.ReLU(), middle, norm(planes), nn.ReLU(), expand, norm(4 * planes)]
 
 
 def _norm_maker(norm: str | MakeNorm, options: dict[str, Any]) -> MakeNorm:
@@ -153,7 +79,7 @@ def _initialise(model: nn.Module) -> nn.Module:
 
 
 def _resnet(
-    block: type[_Block], blocks: int, norm: str | MakeNorm, shortcut: str, num_classes: int, in_channels: int,
+    block: type[Block], blocks: int, norm: str | MakeNorm, shortcut: str, num_classes: int, in_channels: int,
     width: int, mean: Sequence[float] | None, std: Sequence[float] | None, norm_options: dict[str, Any],
 ) -> nn.Module:  # fmt: skip
     if shortcut not in ("conv", "pad"):

@@ -28,6 +28,7 @@ CRAFTING = ("train", "train-frozen", "eval")
 PRECISIONS = ("float32", "bfloat16")
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
 
+
 class TrainingDiverged(RuntimeError):
     """The training loss or a weight is not finite any more.
 

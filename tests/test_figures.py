@@ -62,9 +62,7 @@ def test_our_seeds_are_one_dot_with_their_interval():
 
 
 def test_a_panel_without_ours_says_so_and_a_figure_without_the_papers_has_no_squares():
-    figure = draw(
-        rows(THEIRS), rows(OURS), titles={"one": "One", "two": "Two", "three": "Three"}, columns=2
-    )
+    figure = draw(rows(THEIRS), rows(OURS), titles={"one": "One", "two": "Two", "three": "Three"}, columns=2)
     shown = [axis.get_title() for axis in figure.axes if axis.get_visible()]
     assert shown == ["One", "Two (ours: not run)", "Three (ours: not run)"]
     alone = draw(rows({}), rows(OURS))

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torchvision.models.vgg import cfgs as VGG_CHANNELS
 
-from rnlib.models import Normalize, PadShortcut, resnet, resnet_released50, vgg
+from rnlib.blocks import PadShortcut
+from rnlib.models import Normalize, resnet, resnet_released50, vgg
 from rnlib.norms import NORMS, RobustNorm
 
 

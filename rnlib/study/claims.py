@@ -130,10 +130,10 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     if len(known) < len(comparisons):
         return f"{amount}; the paper gives no number"
     inside = sum(c.low <= c.paper <= c.high for c in comparisons if c.paper is not None)
-    return (
-        f"{amount}, {np.mean(known):+.1f} in the paper, "
-        f"whose value lies in our interval in {inside} of {len(comparisons)} comparisons"
-    )
+    paper = f"{amount}; the paper's {np.mean(known):+.1f}"
+    if len(known) == 1:
+        return f"{paper} lies {'within' if inside else 'outside'} the interval"
+    return f"{paper} on average, its values within {inside} of {len(known)} intervals"
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:

@@ -124,7 +124,9 @@ def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
     lines = []
     for claim_id in claim_ids:
         found = judge(claim_id, profile)
-        parts = "" if found.direction == UNTESTED else f" Ours: {differences(found)}."
+        parts = ""
+        if found.comparisons:
+            parts = f" {'So far' if found.direction == UNTESTED else 'Ours'}: {differences(found)}."
         text = f"{{ref}}`{found.claim['text'].rstrip('.')} <{anchor(claim_id)}>`."
         lines.append(f"- {badge(found.direction)} {text}{parts}")
     return Markdown("\n".join(lines))

@@ -64,7 +64,8 @@ def setting(
     if diverged := concerned(results.diverged(profile)):
         listed = "; ".join(f"{run.norm}, {run.training}, seed {run.seed}" for run in diverged)
         text += f"\n\nTraining diverged, so that there is nothing to evaluate: {listed}.\n"
-    return Markdown(f":::{{admonition}} What was measured\n:class: note\n{text}:::")
+    title = "What was measured" + ("" if experiment == "headline" else f" (experiment `{experiment}`)")
+    return Markdown(f":::{{admonition}} {title}\n:class: note\n{text}:::")
 
 
 def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:

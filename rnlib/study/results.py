@@ -18,8 +18,7 @@ SETTINGS = [key for key in IDENTITY if key != "profile"]
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95% Wilson interval of an accuracy over images, in percent: what one set of weights leaves uncertain.
-    """
+    """95% Wilson interval of an accuracy over images, in percent: what one set of weights leaves open."""
     interval = scipy.stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
     return 100 * interval.low, 100 * interval.high
 
@@ -173,8 +172,7 @@ def table(profile: str, name: str) -> pd.DataFrame:
 
 
 def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_] | None:
-    """Whether each test image was classified correctly in a row of a table, (n,), or None if nobody kept it.
-    """
+    """Whether each test image was classified correctly in a row of a table, (n,), or None if it was not kept."""
     folder = results_folder(profile) / row["run"]
     if name == "evaluations":
         return store.read_correct(folder / store.CORRECT).get(f"{row['statistics']}/{row['attack']}")
