@@ -172,7 +172,7 @@ def table(profile: str, name: str) -> pd.DataFrame:
 
 
 def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_] | None:
-    """Whether each test image was classified correctly in a row of a table, (n,), or None if it was not kept."""
+    """Which test images were classified correctly in a row of a table, (n,), or None if nobody kept it."""
     folder = results_folder(profile) / row["run"]
     if name == "evaluations":
         return store.read_correct(folder / store.CORRECT).get(f"{row['statistics']}/{row['attack']}")
