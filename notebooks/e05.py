@@ -83,7 +83,7 @@ if len(fraction):
             notebook="e05",
             profile=profile,
         )
-    )  # fmt: skip
+    )
 else:
     display(Markdown("No attacked fraction has been measured yet."))
 
