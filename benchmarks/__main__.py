@@ -30,7 +30,8 @@ KEEP_MEMORY = (
 def keep_freed_memory() -> None:
     """Start this program again under :data:`KEEP_MEMORY`, where the C library is glibc."""
     if platform.libc_ver()[0] == "glibc" and os.environ.get("GLIBC_TUNABLES") != KEEP_MEMORY:
-        environment = os.environ | {"GLIBC_TUNABLES": KEEP_MEMORY}
+        # The second keeps messages of torch.profiler out of the table.
+        environment = os.environ | {"GLIBC_TUNABLES": KEEP_MEMORY, "KINETO_LOG_LEVEL": "99"}
         sys.stdout.flush()
         os.execve(sys.executable, sys.orig_argv, environment)
 

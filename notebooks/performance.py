@@ -23,7 +23,8 @@
 # on one thread; ratios are medians over rounds, whiskers their quartiles. A turn of a single layer lasts ten
 # milliseconds, many calls of a small one. Freed memory is kept on both sides: else a loop over one layer
 # spends most of its time in the page faults of memory that the C library has just handed back to the system,
-# which in a whole network are less than 2%.
+# which in a whole network are less than 2%. The first figure also shows a second machine, on which other work
+# could disturb the measurements.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -69,7 +70,7 @@ def shown(figure, data, caption, alt):
 
 
 if everything.empty:
-    text = f"Nothing: there is no `{path.name}`. `python -m benchmarks` makes it, in about twelve minutes."
+    text = f"Nothing: there is no `{path.name}`. `python -m benchmarks` makes it, in 12 to 20 minutes."
 else:
     runs = everything.groupby(["machine", "torch", "date"], sort=False).row.unique()
     text = "\n".join(
@@ -82,13 +83,20 @@ Markdown(f":::{{admonition}} What was measured\n:class: note\n{text}\n:::")
 # ## Targets and what was reached
 
 # %% tags=["remove-input"]
-targets = everything[everything.target.notna()].copy()
-measured = targets[targets.value.notna()].copy()
-bound = measured.target.str.split(expand=True).reindex(columns=[0, 1])
-at_most, limit = bound[0] == "<=", bound[1].astype(float)
-# How much of what the target allows was used: below 1 it is met, whichever way the target reads.
-for name, source in {"used": "value", "from": "low", "to": "high"}.items():
-    measured[name] = np.where(at_most, measured[source] / limit, limit / measured[source])
+
+
+def used(table):
+    """The targets that were measured, with how much of what each allows was used: below 1 it is met."""
+    table = table[table.target.notna() & table.value.notna()].copy()
+    bound = table.target.str.split(expand=True).reindex(columns=[0, 1])
+    at_most, limit = bound[0] == "<=", bound[1].astype(float)
+    for name, source in {"used": "value", "low_used": "low", "high_used": "high"}.items():
+        table[name] = np.where(at_most, table[source] / limit, limit / table[source])
+    return table
+
+
+targets = everything[everything.target.notna()]
+measured = used(everything)
 missed = measured[measured.met == "no"]
 lines = [ABSENT]
 if len(targets):
@@ -105,15 +113,21 @@ if len(targets):
 Markdown("\n".join(lines))
 
 # %% tags=["remove-input"]
-points = measured[measured.quantity != "difference of success"]
+files = [other for other in sorted(path.parent.glob("results-*.csv")) if other.name != path.name]
+points, *others = (
+    table[table.quantity != "difference of success"]
+    for table in (measured, *(used(pd.read_csv(other)) for other in files))
+)
+places = {name: place for place, name in enumerate(zip(points.row, points.case, strict=True))}
 rows = list(points.row.unique())
 figure, axis = plt.subplots(figsize=(9, 1 + 0.24 * max(len(points), 4)))
-for place, point in enumerate(points.itertuples()):
-    colour = PALETTE[rows.index(point.row) % len(PALETTE)]
-    low, high = sorted((points["from"].iloc[place], points["to"].iloc[place]))
-    axis.plot([low, high], [place, place], color=colour)
-    face = colour if point.met == "yes" else "white"
-    axis.plot(point.used, place, "o", color=colour, markerfacecolor=face, markersize=6)
+for shift, marker, size, table in [(0, "o", 6, points), *((0.35, "D", 3.5, other) for other in others)]:
+    for point in table[[name in places for name in zip(table.row, table.case, strict=True)]].itertuples():
+        place = places[point.row, point.case] + shift
+        colour = PALETTE[rows.index(point.row) % len(PALETTE)]
+        axis.plot([point.low_used, point.high_used], [place, place], color=colour, linewidth=1)
+        face = colour if point.met == "yes" else "white"
+        axis.plot(point.used, place, marker, color=colour, markerfacecolor=face, markersize=size)
 axis.set_xscale("log")
 axis.autoscale_view()
 left, right = axis.get_xlim()
@@ -135,6 +149,11 @@ shown(
         f"Every ratio against its target (in brackets): {(points.met == 'yes').sum()} of {len(points)} lie on"
         " the good side (filled), the others are open. For speed-ups the axis is the target over what was"
         " reached."
+        + "".join(
+            f" Diamonds: {other.machine.iloc[0]}, where {(other.met == 'yes').sum()} of {len(other)} are met."
+            for other in others
+            if len(other)
+        )
     ),
     alt="One dot a comparison on a logarithmic axis of the share of what its target allows, with quartiles.",
 )
@@ -454,9 +473,11 @@ Markdown(text)
 # ## Run it again
 #
 # ```
-# python -m benchmarks                       # all of it, about twelve minutes on two idle cores
+# python -m benchmarks                       # all of it, 12 to 20 minutes on two idle cores
 # python -m benchmarks norms attacks         # some rows; the others keep their numbers
+# python -m benchmarks --output benchmarks/results-mine.csv           # one more machine in the first figure
 # papermill notebooks/performance.ipynb out.ipynb -p profile laptop
+# papermill notebooks/performance.ipynb out.ipynb -p file benchmarks/results-avx2.csv  # this page for another
 # ```
 #
 # The comparison with torchattacks needs an environment of its own; `benchmarks/attacks.py` says how to make
