@@ -513,7 +513,12 @@ def test_claims_on_statistics_compare_channels():
     store.write_rows(run.directory / store.STATISTICS, rows)
     verdict = claims.judge("fig1-start", "laptop")
     assert verdict.direction == claims.REPRODUCED
-    assert verdict.comparisons[0].ours == pytest.approx(1.0, abs=0.15)
+    shift, ratio = verdict.comparisons
+    assert shift.ours == pytest.approx(1.0, abs=0.15)
+    # Two columns have two units, and no mean.
+    assert f"{shift.ours:+.2f} tracked standard deviations (" in verdict.magnitude
+    assert f"{ratio.ours:+.2f} octaves (" in verdict.magnitude
+    assert "average" not in verdict.magnitude
 
 
 CLAIM = {
@@ -624,7 +629,8 @@ def test_curves_are_compared_epoch_by_epoch(monkeypatch):
         ({"kind": "guess"}, r"must be one of \['paper', 'beyond'\]"),
         ({"over": {"attack": ["a"], "epoch": [1]}}, "must be one column"),
         ({"shared": {"attak": "pgd"}}, "names attak, which probe does not have"),
-        ({"value": "acuracy"}, "names acuracy, which probe does not have"),
+        ({"value": "acuracy"}, "compares acuracy; compared can be accuracy, "),
+        ({"value": "std"}, "names std, which probe does not have"),
     ],
 )
 def test_a_misspelt_claim_is_refused(monkeypatch, changes, message):

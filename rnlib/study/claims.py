@@ -26,6 +26,11 @@ WORDS = {
     "paper": (REPRODUCED, PARTLY, NOT),
     "beyond": (SUPPORTED, PARTLY_SUPPORTED, NOT_SUPPORTED),
 }
+# What a difference is in, by the column compared.
+UNITS = {"accuracy": "points", "diverged": "of the runs"}
+UNITS |= dict.fromkeys(("train_loss", "val_loss", "rise", "value"), "nats")
+UNITS |= {"shift_abs": "tracked standard deviations", "log_ratio_abs": "octaves"}
+UNITS |= dict.fromkeys(("std", "largest"), "of the spread after BatchNorm")
 REQUIRED = {"id", "page", "text", "where", "first", "second", "evidence"}
 OPTIONAL = {"kind", "decides", "table", "shared", "over", "value", "margin", "gap_at", "paper"}
 EVIDENCE = {"profile", "dataset", "images", "seeds"}
@@ -78,8 +83,16 @@ def check(entry: dict[str, Any]) -> None:
         raise ValueError(f"the evidence of claim {name!r} must say {sorted(EVIDENCE)}")
     if (kind := entry.get("kind", "paper")) not in WORDS:
         raise ValueError(f"claim {name!r} is of kind {kind!r}, it must be one of {list(WORDS)}")
+    if no_unit := [column for column in _columns(entry) if column not in UNITS]:
+        raise ValueError(f"claim {name!r} compares {', '.join(no_unit)}; compared can be {', '.join(UNITS)}")
     if len(entry.get("over", {"": [""]})) != 1:
         raise ValueError(f"claim {name!r} runs over {list(entry['over'])}, it must be one column")
+
+
+def _columns(entry: dict[str, Any]) -> list[str]:
+    """What a claim compares: columns of its table."""
+    columns: list[str] = entry.get("over", {}).get("value", [entry.get("value", "accuracy")])
+    return columns
 
 
 def judge(claim_id: str, profile: str) -> Verdict:
@@ -117,13 +130,10 @@ def _verdict(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
 
 
 def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
-    points = claim.get("value", "accuracy").endswith("accuracy") and "value" not in claim.get("over", {})
-    form = "{:+.1f}" if points else "{:+.3g}"
-    amount = form.format(np.mean([c.ours for c in comparisons])) + (" points" if points else "")
-    if len(comparisons) > 1:
-        amount += " on average"
-    elif math.isfinite(comparisons[0].low):
-        amount += f" ({form} to {form})".format(comparisons[0].low, comparisons[0].high)
+    if "value" in claim.get("over", {}):  # each in a unit of its own
+        amount = ", ".join(_amount(one.what, [one]) for one in comparisons)
+    else:
+        amount = _amount(_columns(claim)[0], comparisons)
     known = [c.paper for c in comparisons if c.paper is not None]
     if claim.get("kind") == "beyond":
         return amount
@@ -134,6 +144,16 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     if len(known) == 1:
         return f"{paper} lies {'within' if inside else 'outside'} the interval"
     return f"{paper} on average, its values within {inside} of {len(known)} intervals"
+
+
+def _amount(column: str, comparisons: Sequence[Comparison]) -> str:
+    unit = UNITS[column]
+    form = "{:+.1f}" if unit == "points" else "{:+.2f}"
+    amount = f"{form.format(np.mean([c.ours for c in comparisons]))} {unit}"
+    if len(comparisons) > 1:
+        return f"{amount} on average"
+    low, high = comparisons[0].low, comparisons[0].high
+    return amount + (f" ({form} to {form})".format(low, high) if math.isfinite(low) else "")
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:

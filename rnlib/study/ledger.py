@@ -105,7 +105,8 @@ def table(profile: str, kind: str = "paper") -> Markdown:
     made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
     lines += [
         "",
-        f"{made} comparisons are behind these verdicts, each with a 95% interval of its own and without a"
+        "A difference is positive where the side is ahead that the claim puts ahead, and else negative."
+        f" {made} comparisons are behind these verdicts, each with a 95% interval of its own and without a"
         f" correction for their number: about {made / 20:.0f} of them would be wrong by chance alone.",
     ]
     return Markdown("\n".join(lines))
