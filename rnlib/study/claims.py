@@ -83,16 +83,16 @@ def check(entry: dict[str, Any]) -> None:
         raise ValueError(f"the evidence of claim {name!r} must say {sorted(EVIDENCE)}")
     if (kind := entry.get("kind", "paper")) not in WORDS:
         raise ValueError(f"claim {name!r} is of kind {kind!r}, it must be one of {list(WORDS)}")
-    if no_unit := [column for column in _columns(entry) if column not in UNITS]:
+    if no_unit := [column for column in columns(entry) if column not in UNITS]:
         raise ValueError(f"claim {name!r} compares {', '.join(no_unit)}; compared can be {', '.join(UNITS)}")
     if len(entry.get("over", {"": [""]})) != 1:
         raise ValueError(f"claim {name!r} runs over {list(entry['over'])}, it must be one column")
 
 
-def _columns(entry: dict[str, Any]) -> list[str]:
+def columns(entry: dict[str, Any]) -> list[str]:
     """What a claim compares: columns of its table."""
-    columns: list[str] = entry.get("over", {}).get("value", [entry.get("value", "accuracy")])
-    return columns
+    found: list[str] = entry.get("over", {}).get("value", [entry.get("value", "accuracy")])
+    return found
 
 
 def judge(claim_id: str, profile: str) -> Verdict:
@@ -133,7 +133,7 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     if "value" in claim.get("over", {}):  # each in a unit of its own
         amount = ", ".join(_amount(one.what, [one]) for one in comparisons)
     else:
-        amount = _amount(_columns(claim)[0], comparisons)
+        amount = _amount(columns(claim)[0], comparisons)
     known = [c.paper for c in comparisons if c.paper is not None]
     if claim.get("kind") == "beyond":
         return amount
@@ -147,13 +147,16 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
 
 
 def _amount(column: str, comparisons: Sequence[Comparison]) -> str:
-    unit = UNITS[column]
-    form = "{:+.1f}" if unit == "points" else "{:+.2f}"
-    amount = f"{form.format(np.mean([c.ours for c in comparisons]))} {unit}"
+    amount = f"{signed(column, float(np.mean([c.ours for c in comparisons])))} {UNITS[column]}"
     if len(comparisons) > 1:
         return f"{amount} on average"
     low, high = comparisons[0].low, comparisons[0].high
-    return amount + (f" ({form} to {form})".format(low, high) if math.isfinite(low) else "")
+    return amount + (f" ({signed(column, low)} to {signed(column, high)})" if math.isfinite(low) else "")
+
+
+def signed(column: str, difference: float) -> str:
+    """A difference in a compared column with the digits that mean something: one for points, else two."""
+    return f"{difference:+.{1 if UNITS[column] == 'points' else 2}f}"
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:

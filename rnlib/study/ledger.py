@@ -8,7 +8,7 @@ from math import isfinite
 import pandas as pd
 from IPython.display import Markdown
 
-from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims
+from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, columns, judge, read_claims, signed
 from rnlib.study.comparisons import Comparison
 from rnlib.study.figures import ATTACKS
 
@@ -66,7 +66,7 @@ def verdict(claim_id: str, profile: str) -> Markdown:
 
 
 def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
-    """The evidence behind verdicts, one row a comparison: differences, in points for accuracies.
+    """The evidence behind verdicts, one row a comparison.
 
     Indexed by claim and by what is compared; n counts images, or what else is compared. Without the column of
     the paper where it gives no number; a sentence where nothing can be compared yet.
@@ -76,13 +76,18 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
             "claim": verdict.claim["id"],
             "what": what(c),
             "paper": "" if c.paper is None else f"{c.paper:+.1f}",
-            "ours": f"{c.ours:+.2g}" if abs(c.ours) < 1 else f"{c.ours:+.1f}",
-            "95% interval": f"{c.low:+.1f} to {c.high:+.1f}" if isfinite(c.low) else "none: one number",
+            "ours": signed(column, c.ours),
+            "95% interval": (
+                f"{signed(column, c.low)} to {signed(column, c.high)}"
+                if isfinite(c.low)
+                else "none: one number"
+            ),
             "n": c.images,
             "seeds": c.seeds,
             "direction": SYMBOLS[c.direction],
         }
         for verdict in verdicts
+        for column in columns(verdict.claim)[:1]
         for c in verdict.comparisons
     ]
     if not rows:
@@ -134,11 +139,13 @@ def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
 
 
 def differences(*verdicts: Verdict) -> str:
-    """The comparisons behind verdicts as a phrase, in points: ours, and the paper's in brackets."""
+    """The comparisons behind verdicts as a phrase: ours, and the paper's in brackets."""
     parts = []
-    for comparison in (c for verdict in verdicts for c in verdict.comparisons):
-        name = what(comparison)
-        colon = ":" if name[:1].isdigit() or name[-1:].isdigit() else ""  # two numbers would run together
-        paper = "" if comparison.paper is None else f" ({comparison.paper:+.1f})"
-        parts.append(f"{name}{colon} {comparison.ours:+.1f}{paper}".strip())
+    for verdict in verdicts:
+        column = columns(verdict.claim)[0]
+        for comparison in verdict.comparisons:
+            name = what(comparison)
+            colon = ":" if name[:1].isdigit() or name[-1:].isdigit() else ""  # two numbers would run together
+            paper = "" if comparison.paper is None else f" ({signed(column, comparison.paper)})"
+            parts.append(f"{name}{colon} {signed(column, comparison.ours)}{paper}".strip())
     return ", ".join(parts) or "not measured yet"
