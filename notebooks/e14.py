@@ -220,7 +220,7 @@ if measured:
         columns="statistics",
         values=["loss", "confidence", "vanished", "accuracy (%)"],
     )
-    display(shown.round(4))
+    display(shown.round(4).rename(index=NAMES))
 
 # %% [markdown]
 # ## What it means

@@ -129,7 +129,8 @@ ledger.comparisons([judge(claim, profile) for claim in CLEAN + ROBUST])
 # %% tags=["hide-input"]
 if len(table):
     columns = ["training", "statistics", "attack"]
-    display(table.pivot(index="p", columns=columns, values="accuracy").round(1))
+    shown = table.pivot(index="p", columns=columns, values="accuracy").rename(columns=ATTACKS)
+    display(shown.map("{:.1f}".format, na_action="ignore").fillna("pending"))
 
 # %% [markdown]
 # ## What it means

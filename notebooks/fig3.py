@@ -162,12 +162,13 @@ if len(headline):
 # %% tags=["hide-input"]
 if len(headline):
     groups = ["training", "series"]
-    steadiness = last.groupby(groups).agg(
-        seeds=("seed", "nunique"),
-        val_loss=("val_loss", "std"),
-        val_accuracy=("val_accuracy", "std"),
-        train_loss=("train_loss", "std"),
-    )
+    kept = {
+        "seeds": ("seed", "nunique"),
+        "validation loss": ("val_loss", "std"),
+        "validation accuracy": ("val_accuracy", "std"),
+        "training loss": ("train_loss", "std"),
+    }
+    steadiness = last.groupby(groups).agg(**kept)
     steadiness = steadiness.join(headline.groupby(groups)[["rise"]].mean())
     steadiness = steadiness.rename(index=lambda key: looks[key][0] if key in looks else key)
     display(steadiness.rename_axis(["training", "norm"]).round(3))
