@@ -30,6 +30,7 @@ test: lint  ## lint and the whole test suite, with coverage
 
 lint: $(READY)  ## style and types
 	ruff check .
+	ruff format --check .
 	mypy
 
 clean:  ## remove everything built; results/ and .venv stay

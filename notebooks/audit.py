@@ -55,7 +55,10 @@ optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 training = rnlib.load("fashion-mnist-sample", "train")
 generator = torch.Generator().manual_seed(0)
 for x, y in rnlib.data.batches(
-    training, 100, generator=generator, augmented=True
+    training,
+    100,
+    generator=generator,
+    augmented=True,
 ):
     optimizer.zero_grad()
     F.cross_entropy(model(x), y).backward()
@@ -64,7 +67,10 @@ for x, y in rnlib.data.batches(
 # %%
 attack = rnlib.GradSign(rnlib.paper_eps(images.name))
 report = rnlib.audit_batch_dependence(
-    model, images, batch_sizes=[2, 20, 100], attack=attack
+    model,
+    images,
+    batch_sizes=[2, 20, 100],
+    attack=attack,
 )
 report = pd.DataFrame(report)
 report.round(2)

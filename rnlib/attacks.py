@@ -27,8 +27,10 @@ from rnlib.checks import Pixels, check_batch, check_count, check_pixels
 from rnlib.crafting import LOSSES, Attack, Task, borrowed, column, draw, per_channel
 from rnlib.data import STATISTICS
 
-__all__ = ["BIM", "PGD", "PGDL2", "Attack", "CarliniWagner", "GaussianNoise", "Grad", "GradSign", "paper_eps",
-           "paper_suite", "success"]
+__all__ = [
+    "BIM", "PGD", "PGDL2", "Attack", "CarliniWagner", "GaussianNoise", "Grad", "GradSign", "paper_eps",
+    "paper_suite", "success",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,10 @@ class PGD(BIM):
         super().__post_init__()
         check_count("restarts", self.restarts)
         if self.restarts > 1 and not self.random_start:
-            raise ValueError(f"restarts is {self.restarts}, but without random_start every run is the same: "
-                             "set random_start=True or restarts=1")
+            raise ValueError(
+                f"restarts is {self.restarts}, but without random_start every run is the same: "
+                "set random_start=True or restarts=1"
+            )
 
     def _perturb(self, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
         ball = self.ball(x, per_channel("eps", self.eps, x))
@@ -195,5 +199,7 @@ def paper_suite(dataset: str, normalised_eps: float = 0.03, *, noise_std: float 
     released code has 0.1.
     """
     eps, std = paper_eps(dataset, normalised_eps), paper_eps(dataset, noise_std)
-    return {"noise": GaussianNoise(std), "grad": Grad(eps), "grad_sign": GradSign(eps), "bim_linf": BIM(eps),
-            "pgd_linf": PGD(eps), "pgd_l2": PGDL2(eps), "cw_l2": CarliniWagner()}
+    return {
+        "noise": GaussianNoise(std), "grad": Grad(eps), "grad_sign": GradSign(eps), "bim_linf": BIM(eps),
+        "pgd_linf": PGD(eps), "pgd_l2": PGDL2(eps), "cw_l2": CarliniWagner(),
+    }  # fmt: skip

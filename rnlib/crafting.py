@@ -20,8 +20,10 @@ class Attack:
     targeted: bool = False
     loss: str = "cross_entropy"
 
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None,
-                 update_buffers: bool = False, checked: bool = False) -> Tensor:
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, *, generator: torch.Generator | None = None,
+        update_buffers: bool = False, checked: bool = False,
+    ) -> Tensor:  # fmt: skip
         """Craft adversarial versions of a batch of images.
 
         Args:
@@ -74,11 +76,15 @@ class Task:
         """The model's answer (N, classes), checked without waiting for the device."""
         logits = self.model(x)
         if logits.ndim != 2 or len(logits) != len(self.y) or logits.shape[1] < self.classes:
-            raise ValueError(f"the model's answer has shape {tuple(logits.shape)}, but {len(self.y)} images "
-                             f"with labels up to {self.classes - 1} need ({len(self.y)}, >= {self.classes})")
+            raise ValueError(
+                f"the model's answer has shape {tuple(logits.shape)}, but {len(self.y)} images "
+                f"with labels up to {self.classes - 1} need ({len(self.y)}, >= {self.classes})"
+            )
         if x.requires_grad and not logits.requires_grad:
-            raise ValueError("the model's answer does not depend on the images in a differentiable way: "
-                             "look for detach, no_grad or argmax in its forward")
+            raise ValueError(
+                "the model's answer does not depend on the images in a differentiable way: "
+                "look for detach, no_grad or argmax in its forward"
+            )
         return logits
 
     def margin(self, logits: Tensor) -> Tensor:
@@ -103,8 +109,10 @@ def borrowed(model: nn.Module, update_buffers: bool) -> Iterator[None]:
     """Switch off gradients of parameters, a third of the cost; afterwards restore these flags and buffers."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     keep = not update_buffers and any(m.training for m in model.modules())
-    saved = [(m, name, b, b.clone() if b is not None else None)
-             for m in model.modules() for name, b in m._buffers.items()] if keep else []
+    modules = model.modules() if keep else []
+    saved = [
+        (m, name, b, None if b is None else b.clone()) for m in modules for name, b in m._buffers.items()
+    ]
     for p in trainable:
         p.requires_grad_(False)
     try:
@@ -131,13 +139,16 @@ def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     if tensor.ndim == 0:
         return tensor
     if len(tensor) != x.shape[1]:
-        raise ValueError(f"{name} has {len(tensor)} values, but images of shape {tuple(x.shape)} have "
-                         f"{x.shape[1]} channels: give one value per channel, or a single float")
+        raise ValueError(
+            f"{name} has {len(tensor)} values, but images of shape {tuple(x.shape)} have "
+            f"{x.shape[1]} channels: give one value per channel, or a single float"
+        )
     return tensor.view(1, -1, *[1] * (x.ndim - 2))
 
 
-def draw(sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor,
-         generator: torch.Generator | None) -> Tensor:
+def draw(
+    sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: torch.Generator | None
+) -> Tensor:
     """Random numbers for ``like``, drawn where the generator is: a CPU one gives all devices the same."""
     device = like.device if generator is None else generator.device
     return sampler(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

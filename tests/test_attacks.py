@@ -27,9 +27,17 @@ from rnlib.attacks import (
 from rnlib.models import resnet
 from rnlib.modes import use_statistics
 
-ALL = [GaussianNoise(0.1), Grad(0.1), GradSign(0.1), BIM(0.1, steps=3), PGD(0.1, steps=3),
-       PGD(0.1, steps=2, restarts=3), PGDL2(0.1, steps=3), BIM(0.1, steps=3, loss="margin"),
-       CarliniWagner(steps=3, initial_c=10, lr=0.1)]
+ALL = [
+    GaussianNoise(0.1),
+    Grad(0.1),
+    GradSign(0.1),
+    BIM(0.1, steps=3),
+    PGD(0.1, steps=3),
+    PGD(0.1, steps=2, restarts=3),
+    PGDL2(0.1, steps=3),
+    BIM(0.1, steps=3, loss="margin"),
+    CarliniWagner(steps=3, initial_c=10, lr=0.1),
+]
 TARGETED = [replace(a, targeted=True) for a in ALL[1:]]
 each_attack = pytest.mark.parametrize("attack", ALL, ids=repr)
 
@@ -61,8 +69,16 @@ def two_classes(shape=(2, 3, 3), dtype=torch.float64):
 
 def convnet(channels=3, dtype=torch.float32, classes=5):
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.Tanh(), nn.Conv2d(6, 6, 3),
-                          nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(24, classes)).to(dtype)
+    model = nn.Sequential(
+        nn.Conv2d(channels, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(24, classes),
+    ).to(dtype)
     with torch.no_grad():
         model(torch.rand(32, channels, 6, 6, dtype=dtype))  # running statistics other than 0 and 1
         model[-1].weight.mul_(5)
@@ -70,8 +86,10 @@ def convnet(channels=3, dtype=torch.float32, classes=5):
 
 
 def images(n=4, channels=3, dtype=torch.float32, seed=4):
-    return (torch.rand(n, channels, 6, 6, generator=seeded(seed), dtype=torch.float64).to(dtype),
-            torch.randint(5, (n,), generator=seeded(seed)))
+    return (
+        torch.rand(n, channels, 6, 6, generator=seeded(seed), dtype=torch.float64).to(dtype),
+        torch.randint(5, (n,), generator=seeded(seed)),
+    )
 
 
 def margins(model, x, y):
@@ -89,7 +107,8 @@ EPS_TUPLE = (0.02, 0.05)
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
 @pytest.mark.parametrize(
-    "attack", [GradSign(EPS_TUPLE), BIM(EPS_TUPLE), PGD(EPS_TUPLE), PGD(EPS_TUPLE, restarts=2)], ids=repr)
+    "attack", [GradSign(EPS_TUPLE), BIM(EPS_TUPLE), PGD(EPS_TUPLE), PGD(EPS_TUPLE, restarts=2)], ids=repr
+)
 def test_linf_optimum_of_a_linear_model(attack, loss):
     model, x, y, uphill = two_classes()
     adv = replace(attack, loss=loss)(model, x, y, generator=seeded())
@@ -97,7 +116,8 @@ def test_linf_optimum_of_a_linear_model(attack, loss):
 
 
 @pytest.mark.parametrize(
-    "attack", [Grad(EPS_TUPLE), PGDL2(EPS_TUPLE, steps=200), PGDL2(EPS_TUPLE, random_start=False)], ids=repr)
+    "attack", [Grad(EPS_TUPLE), PGDL2(EPS_TUPLE, steps=200), PGDL2(EPS_TUPLE, random_start=False)], ids=repr
+)
 def test_l2_optimum_of_a_linear_model_in_the_space_divided_by_eps(attack):
     model, x, y, uphill = two_classes()
     direction = uphill * EPS
@@ -178,20 +198,30 @@ CRITERIA = {False: foolbox.criteria.Misclassification, True: foolbox.criteria.Ta
 FOOLBOX = [
     (GradSign(0.03), foolbox.attacks.LinfFastGradientAttack(), 0.03),
     (Grad(0.3), foolbox.attacks.L2FastGradientAttack(), 0.3),
-    (BIM(0.03, steps=7, step_size=0.006),
-     foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=0.006, steps=7, random_start=False), 0.03),
-    (PGD(0.03, steps=7, step_size=0.006, random_start=False),
-     foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=0.006, steps=7, random_start=False),
-     0.03),
-    (PGDL2(0.3, steps=7, step_size=0.09, random_start=False),
-     foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=0.09, steps=7, random_start=False), 0.3),
+    (
+        BIM(0.03, steps=7, step_size=0.006),
+        foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=0.006, steps=7, random_start=False),
+        0.03,
+    ),
+    (
+        PGD(0.03, steps=7, step_size=0.006, random_start=False),
+        foolbox.attacks.LinfProjectedGradientDescentAttack(abs_stepsize=0.006, steps=7, random_start=False),
+        0.03,
+    ),
+    (
+        PGDL2(0.3, steps=7, step_size=0.09, random_start=False),
+        foolbox.attacks.L2ProjectedGradientDescentAttack(abs_stepsize=0.09, steps=7, random_start=False),
+        0.3,
+    ),
 ]
 
 
 # Foolbox has no targeted attacks of one step.
 @pytest.mark.parametrize(
-    ("ours", "theirs", "eps", "targeted"), [(*f, False) for f in FOOLBOX] + [(*f, True) for f in FOOLBOX[2:]],
-    ids=lambda a: type(a).__name__)
+    ("ours", "theirs", "eps", "targeted"),
+    [(*f, False) for f in FOOLBOX] + [(*f, True) for f in FOOLBOX[2:]],
+    ids=lambda a: type(a).__name__,
+)
 def test_same_images_as_foolbox(ours, theirs, eps, targeted):
     model, (x, y) = convnet(), images(8)
     if isinstance(ours, PGDL2 | Grad):
@@ -210,7 +240,8 @@ def test_same_distances_as_foolbox_for_carlini_wagner(targeted):
     options = {"binary_search_steps": 5, "confidence": 0.1}
     # Foolbox looks at the images before each step only, this package after the last one too.
     theirs = foolbox.attacks.L2CarliniWagnerAttack(
-        steps=16, stepsize=0.05, initial_const=1, abort_early=False, **options)
+        steps=16, stepsize=0.05, initial_const=1, abort_early=False, **options
+    )
     expected, _, fooled = theirs(foolbox.PyTorchModel(model, bounds=(0, 1)), x, criterion, epsilons=None)
     adv = CarliniWagner(steps=15, lr=0.05, initial_c=1, targeted=targeted, **options)(model, x, y)
     assert fooled.all()
@@ -219,6 +250,7 @@ def test_same_distances_as_foolbox_for_carlini_wagner(targeted):
 
 
 # Bounds -------------------------------------------------------------------------------------------
+
 
 def eps_like(channels):
     radius = st.floats(0, 1.5)
@@ -281,6 +313,7 @@ def test_a_channel_with_eps_0_stays(kind):
 
 
 # Corners of Carlini-Wagner ------------------------------------------------------------------------
+
 
 def test_carlini_wagner_with_all_logits_negative():
     # With a mask of 0 instead of -inf, the mask would beat all logits and every image would look fooled.
@@ -351,6 +384,7 @@ def test_carlini_wagner_keeps_the_nearest_of_more_searches():
 
 
 # What the model and its batch do ------------------------------------------------------------------
+
 
 def test_images_of_a_batch_attack_together_under_batch_statistics_only():
     model, (x, y) = convnet(), images()
@@ -432,6 +466,7 @@ def test_restarts_prefer_a_fooled_image_to_a_higher_loss():
 
 # Nothing is left behind ---------------------------------------------------------------------------
 
+
 class Rebinding(nn.Module):
     """Assigns its buffer anew instead of writing into it, fills an unset one, and fails when told to."""
 
@@ -469,9 +504,13 @@ def watched(mode):
 
 def snapshot(model):
     tensors = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters())]
-    return ([t.detach().clone() for t in tensors], [id(t) for t in tensors],
-            [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()],
-            [b is None for m in model.modules() for b in m._buffers.values()])
+    return (
+        [t.detach().clone() for t in tensors],
+        [id(t) for t in tensors],
+        [p.requires_grad for p in model.parameters()],
+        [m.training for m in model.modules()],
+        [b is None for m in model.modules() for b in m._buffers.values()],
+    )
 
 
 def assert_untouched(model, before):
@@ -583,6 +622,7 @@ def test_randomness_comes_from_the_generator(attack):
 
 # Gradients of 0 and nearly 0 ----------------------------------------------------------------------
 
+
 @each_attack
 @pytest.mark.parametrize("targeted", [False, True])
 def test_a_gradient_of_0_gives_no_nan(attack, targeted):
@@ -610,6 +650,7 @@ def test_the_margin_loss_moves_where_cross_entropy_has_no_gradient():
 
 
 # The paper's attacks ------------------------------------------------------------------------------
+
 
 def test_paper_eps_is_an_eps_on_normalised_images():
     assert paper_eps("cifar10") == pytest.approx((0.03 * 0.2023, 0.03 * 0.1994, 0.03 * 0.2010))
@@ -648,28 +689,32 @@ def test_attacks_are_values():
 
 # Errors -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("make", "error", "message"), [
-    (lambda: PGD(-0.1), ValueError, "eps is -0.1"),
-    (lambda: GradSign((0.1, math.nan)), ValueError, "eps is"),
-    (lambda: Grad(math.inf), ValueError, "eps is inf"),
-    (lambda: BIM([0.1, 0.1]), TypeError, "tuple"),
-    (lambda: BIM(()), TypeError, "tuple"),
-    (lambda: BIM(True), TypeError, "float"),
-    (lambda: BIM("0.1"), TypeError, "eps is '0.1'"),
-    (lambda: GaussianNoise(-1), ValueError, "std is -1"),
-    (lambda: BIM(0.1, steps=0), ValueError, "steps is 0"),
-    (lambda: BIM(0.1, steps=1.5), TypeError, "steps is 1.5"),
-    (lambda: BIM(0.1, step_size=-1.0), ValueError, "step_size"),
-    (lambda: BIM(0.1, loss="hinge"), ValueError, r"'hinge'.*cross_entropy, margin"),
-    (lambda: PGD(0.1, restarts=0), ValueError, "restarts is 0"),
-    (lambda: PGD(0.1, restarts=2, random_start=False), ValueError, "random_start=True"),
-    (lambda: CarliniWagner(steps=0), ValueError, "steps"),
-    (lambda: CarliniWagner(binary_search_steps=0), ValueError, "binary_search_steps"),
-    (lambda: CarliniWagner(confidence=-1), ValueError, "confidence is -1"),
-    (lambda: CarliniWagner(confidence=math.nan), ValueError, "confidence is nan"),
-    (lambda: CarliniWagner(lr=0), ValueError, "lr is 0"),
-    (lambda: CarliniWagner(initial_c=math.inf), ValueError, "initial_c is inf"),
-])
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: PGD(-0.1), ValueError, "eps is -0.1"),
+        (lambda: GradSign((0.1, math.nan)), ValueError, "eps is"),
+        (lambda: Grad(math.inf), ValueError, "eps is inf"),
+        (lambda: BIM([0.1, 0.1]), TypeError, "tuple"),
+        (lambda: BIM(()), TypeError, "tuple"),
+        (lambda: BIM(True), TypeError, "float"),
+        (lambda: BIM("0.1"), TypeError, "eps is '0.1'"),
+        (lambda: GaussianNoise(-1), ValueError, "std is -1"),
+        (lambda: BIM(0.1, steps=0), ValueError, "steps is 0"),
+        (lambda: BIM(0.1, steps=1.5), TypeError, "steps is 1.5"),
+        (lambda: BIM(0.1, step_size=-1.0), ValueError, "step_size"),
+        (lambda: BIM(0.1, loss="hinge"), ValueError, r"'hinge'.*cross_entropy, margin"),
+        (lambda: PGD(0.1, restarts=0), ValueError, "restarts is 0"),
+        (lambda: PGD(0.1, restarts=2, random_start=False), ValueError, "random_start=True"),
+        (lambda: CarliniWagner(steps=0), ValueError, "steps"),
+        (lambda: CarliniWagner(binary_search_steps=0), ValueError, "binary_search_steps"),
+        (lambda: CarliniWagner(confidence=-1), ValueError, "confidence is -1"),
+        (lambda: CarliniWagner(confidence=math.nan), ValueError, "confidence is nan"),
+        (lambda: CarliniWagner(lr=0), ValueError, "lr is 0"),
+        (lambda: CarliniWagner(initial_c=math.inf), ValueError, "initial_c is inf"),
+    ],
+)
 def test_bad_options(make, error, message):
     with pytest.raises(error, match=message):
         make()
@@ -679,25 +724,28 @@ X, Y = images()
 MODEL = convnet()
 
 
-@pytest.mark.parametrize(("model", "x", "y", "error", "message"), [
-    (len, X, Y, TypeError, "Module"),
-    (MODEL, (X * 255).byte(), Y, TypeError, "uint8.*to_float"),
-    (MODEL, X.numpy(), Y, TypeError, "ndarray"),
-    (MODEL, X, Y.int(), TypeError, r"int32.*y\.long\(\)"),
-    (MODEL, X, Y.tolist(), TypeError, "list"),
-    (MODEL, X[:0], Y[:0], ValueError, "not empty"),
-    (MODEL, X[:, 0, 0, 0], Y, ValueError, "shape"),
-    (MODEL, X, Y[:2], ValueError, r"\(2,\).*\(4,\)"),
-    (MODEL, X, Y[:, None], ValueError, r"\(4, 1\)"),
-    (MODEL, X * 2 - 0.5, Y, ValueError, r"\[0, 1\]"),
-    (MODEL, X + 0.9, Y, ValueError, r"\[0, 1\]"),
-    (MODEL, X - 0.5, Y, ValueError, r"\[0, 1\]"),
-    (MODEL, X * math.nan, Y, ValueError, r"\[0, 1\]"),
-    (MODEL, X, Y - 9, ValueError, "label -"),
-    (MODEL, X, torch.tensor([0, 1, 5, 2]), ValueError, "labels up to 5"),
-    (nn.Flatten(0), X, Y, ValueError, r"\(432,\)"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(108, 1)), X, Y * 0, ValueError, r"\(4, 1\)"),
-])
+@pytest.mark.parametrize(
+    ("model", "x", "y", "error", "message"),
+    [
+        (len, X, Y, TypeError, "Module"),
+        (MODEL, (X * 255).byte(), Y, TypeError, "uint8.*to_float"),
+        (MODEL, X.numpy(), Y, TypeError, "ndarray"),
+        (MODEL, X, Y.int(), TypeError, r"int32.*y\.long\(\)"),
+        (MODEL, X, Y.tolist(), TypeError, "list"),
+        (MODEL, X[:0], Y[:0], ValueError, "not empty"),
+        (MODEL, X[:, 0, 0, 0], Y, ValueError, "shape"),
+        (MODEL, X, Y[:2], ValueError, r"\(2,\).*\(4,\)"),
+        (MODEL, X, Y[:, None], ValueError, r"\(4, 1\)"),
+        (MODEL, X * 2 - 0.5, Y, ValueError, r"\[0, 1\]"),
+        (MODEL, X + 0.9, Y, ValueError, r"\[0, 1\]"),
+        (MODEL, X - 0.5, Y, ValueError, r"\[0, 1\]"),
+        (MODEL, X * math.nan, Y, ValueError, r"\[0, 1\]"),
+        (MODEL, X, Y - 9, ValueError, "label -"),
+        (MODEL, X, torch.tensor([0, 1, 5, 2]), ValueError, "labels up to 5"),
+        (nn.Flatten(0), X, Y, ValueError, r"\(432,\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(108, 1)), X, Y * 0, ValueError, r"\(4, 1\)"),
+    ],
+)
 def test_bad_batches(model, x, y, error, message):
     for attack in (PGD(0.1), CarliniWagner()):
         with pytest.raises(error, match=message):
