@@ -59,6 +59,7 @@ from rnlib.study.runs import TRAININGS
 
 style()
 CLAIMS = ["code-path-gap", "code-path-moves", "code-path-noise"]
+NORMS = {"batch_norm": "native", "batch_norm_released": "released"}
 table = results.diagnostic(profile, "code_path")
 ATTACKED = ["clean", "noise", "grad_sign", "pgd_linf"]
 measured = [training for training in TRAININGS if training in set(table.training)]
@@ -135,7 +136,7 @@ for training in measured:
     display(Markdown(f"**{training.capitalize()} training**"), gaps(training))
 
 # %% tags=["hide-input"]
-ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
+ledger.comparisons([judge(claim, profile) for claim in [*CLAIMS, "code-path-norm"]])
 
 # %% [markdown]
 # ## The epoch that is kept
@@ -174,6 +175,46 @@ else:
 # epoch (its Figures 3 and 8), and the two modes may keep different epochs, hence different weights.
 # {doc}`e14` has the attacked accuracies of the weights along one training.
 #
+# ## Its batch norm, from the first step on
+#
+# Above, networks that learned with native batch norms are tested with the layer of the released code. Here
+# one is trained with it ({py:class}`rnlib.norms.ReleasedBatchNorm`), on the small budget of all norms of this
+# book (experiment `short`, one seed), beside one with the native layer on the same budget.
+
+# %% tags=["hide-input"]
+display(pages.setting(profile, "short", lambda run: run.norm in NORMS and run.training == "natural"))
+trained = results.select(results.evaluations(profile, "short"), {"training": "natural"})
+trained = trained[trained.norm.isin(list(NORMS)) & trained.attack.isin(ATTACKED)]
+trained = trained.sort_values("attack", key=lambda names: names.map(ATTACKED.index), kind="stable")
+if len(trained):
+    display(
+        pages.show(
+            panels.categories(
+                trained.sort_values("norm", kind="stable"),
+                x="norm",
+                series="statistics",
+                looks=panels.look("batch_norm"),
+                panel="attack",
+                labels=NORMS,
+                titles=ATTACKS,
+                columns=4,
+                height=3.0,
+            ),
+            caption=(
+                "Natural training with the native layer and with the released code's, 95% intervals over"
+                " images. Batch minus tracked with the released code's, in points:"
+                f" {ledger.differences(judge('code-path-norm', profile))}."
+            ),
+            alt="Accuracy of the two layers with tracked and batch statistics: clean, noise and two attacks.",
+            notebook="code_path",
+            profile=profile,
+        )
+    )
+
+# %% tags=["hide-input"]
+ledger.verdict("code-path-norm", profile)
+
+# %% [markdown]
 # ## What it means
 #
 # * If no habit moves the gap, neither this book's way of testing nor the released code's is what makes it:
