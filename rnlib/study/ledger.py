@@ -20,7 +20,7 @@ WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 rat
 WHAT |= {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm", "group_norm": "GroupNorm"}
 WHAT |= {"frozen_norm": "frozen statistics", "weight_norm": "weight normalisation"}
 WHAT |= {"norm_prop": "normalisation propagation", "no_norm_bias": "no norm, with a bias"}
-WHAT |= {"resnet38": "ResNet-38", "vgg11": "VGG-11"}
+WHAT |= {"resnet38": "ResNet-38", "vgg11": "VGG-11", "sigma_norm": "the power of twice sigma"}
 SYMBOLS = {"same": "as claimed", "opposite": "the other way round", "unclear": "unclear"}
 
 
