@@ -103,8 +103,8 @@ pages.show(
     caption=(
         "Clean accuracy with tracked statistics. Run here, with the JPEG copy in place of CIFAR-10:"
         f" {ran or 'nothing yet'}; a star marks what was not."
-        f" RobustNorm minus BatchNorm in points, the paper's numbers: {told}. Ours, other networks:"
-        f" {ledger.differences(judge('fig7-architectures', profile))}; Fashion-MNIST"
+        f" RobustNorm minus BatchNorm in points, the paper's numbers: {told}. Ours, in brackets the"
+        f" paper's: other networks, {ledger.differences(judge('fig7-architectures', profile))}; Fashion-MNIST"
         f" {ledger.differences(judge('fig7-fashion', profile))}."
     ),
     alt=(
