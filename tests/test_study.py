@@ -564,6 +564,14 @@ def test_a_claim_can_be_of_a_diagnostic_and_pairs_its_images(monkeypatch):
     assert judged(monkeypatch, kind="paper").direction == claims.REPRODUCED
 
 
+def test_differences_within_a_margin_are_told_by_their_spread_which_a_mean_would_hide(monkeypatch):
+    cells = {("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 60}
+    fake_diagnostic(cells | {("tracked", "noise", 1): 50, ("batch", "noise", 1): 30})
+    shared = {"norm": "batch_norm", "training": "natural"}
+    verdict = judged(monkeypatch, shared=shared, over={"attack": ["pgd", "noise"]}, margin=50.0)
+    assert (verdict.direction, verdict.magnitude) == (claims.SUPPORTED, "-20.0 to +20.0 points")
+
+
 def test_a_clear_tie_is_not_ahead(monkeypatch):
     fake_diagnostic({("tracked", "pgd", 1): 40, ("batch", "pgd", 1): 40})
     assert judged(monkeypatch).direction == claims.NOT_SUPPORTED

@@ -133,7 +133,7 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     if "value" in claim.get("over", {}):  # each in a unit of its own
         amount = ", ".join(_amount(one.what, [one]) for one in comparisons)
     else:
-        amount = _amount(columns(claim)[0], comparisons)
+        amount = _amount(columns(claim)[0], comparisons, spread="margin" in claim)
     known = [c.paper for c in comparisons if c.paper is not None]
     if claim.get("kind") == "beyond":
         return amount
@@ -146,7 +146,11 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     return f"{paper} on average, its values within {inside} of {len(known)} intervals"
 
 
-def _amount(column: str, comparisons: Sequence[Comparison]) -> str:
+def _amount(column: str, comparisons: Sequence[Comparison], spread: bool = False) -> str:
+    """The mean difference, or with ``spread`` the smallest and the largest, which a mean could hide."""
+    if spread and len(comparisons) > 1:
+        ours = [one.ours for one in comparisons]
+        return f"{signed(column, min(ours))} to {signed(column, max(ours))} {UNITS[column]}"
     amount = f"{signed(column, float(np.mean([c.ours for c in comparisons])))} {UNITS[column]}"
     if len(comparisons) > 1:
         return f"{amount} on average"
