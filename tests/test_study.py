@@ -442,7 +442,7 @@ def test_the_papers_own_numbers_reproduce_the_papers_table_2():
     for claim_id, claim in claims.read_claims().items():
         if claim["page"] == "table2":
             verdict = claims.judge(claim_id, "laptop")
-            assert verdict.direction == claims.REPRODUCED, claim_id
+            assert verdict.direction == claims.WORDS[claim.get("kind", "paper")][0], claim_id
             for comparison in verdict.comparisons:
                 assert comparison.ours == pytest.approx(comparison.paper, abs=0.11)
 
