@@ -164,8 +164,8 @@ if len(headline):
     groups = ["training", "series"]
     kept = {
         "seeds": ("seed", "nunique"),
-        "validation loss": ("val_loss", "std"),
-        "validation accuracy": ("val_accuracy", "std"),
+        "val. loss": ("val_loss", "std"),
+        "val. accuracy": ("val_accuracy", "std"),
         "training loss": ("train_loss", "std"),
     }
     steadiness = last.groupby(groups).agg(**kept)
