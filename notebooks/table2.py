@@ -107,7 +107,7 @@ for claim in ADVERSARIAL + ADVERSARIAL_NO_NORM:
 
 # %% tags=["hide-input"]
 FLOAT32 = ["table2-float32-natural", "table2-float32-adversarial"]
-MODES = {"tracked": "BatchNorm", "batch": "BatchNorm w/o tracking"}
+MODES = {mode: name for mode, (name, *_) in panels.look("batch_norm").items()}
 PRECISIONS = {"bfloat16": ("bfloat16", PALETTE[5], ""), "float32": ("float32", PALETTE[9], "")}
 both = pd.concat(
     results.evaluations(profile, experiment).assign(precision=precision)

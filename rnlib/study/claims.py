@@ -131,9 +131,9 @@ def _verdict(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
 
 def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     if "value" in claim.get("over", {}):  # each in a unit of its own
-        amount = ", ".join(_amount(one.what, [one]) for one in comparisons)
+        amount = ", ".join(_amount(claim, one.what, [one]) for one in comparisons)
     else:
-        amount = _amount(columns(claim)[0], comparisons, spread="margin" in claim)
+        amount = _amount(claim, columns(claim)[0], comparisons)
     known = [c.paper for c in comparisons if c.paper is not None]
     if claim.get("kind") == "beyond":
         return amount
@@ -146,21 +146,21 @@ def _magnitude(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     return f"{paper} on average, its values within {inside} of {len(known)} intervals"
 
 
-def _amount(column: str, comparisons: Sequence[Comparison], spread: bool = False) -> str:
-    """The mean difference, or with ``spread`` the smallest and the largest, which a mean could hide."""
-    if spread and len(comparisons) > 1:
-        ours = [one.ours for one in comparisons]
-        return f"{signed(column, min(ours))} to {signed(column, max(ours))} {UNITS[column]}"
-    amount = f"{signed(column, float(np.mean([c.ours for c in comparisons])))} {UNITS[column]}"
-    if len(comparisons) > 1:
-        return f"{amount} on average"
-    low, high = comparisons[0].low, comparisons[0].high
-    return amount + (f" ({signed(column, low)} to {signed(column, high)})" if math.isfinite(low) else "")
+def _amount(claim: dict[str, Any], column: str, comparisons: Sequence[Comparison]) -> str:
+    """The mean difference; within a margin the smallest and the largest, which a mean could hide."""
+    unit, ours = UNITS[column], [one.ours for one in comparisons]
+    if len(ours) == 1:
+        low, high = comparisons[0].low, comparisons[0].high
+        interval = f" ({signed(claim, low)} to {signed(claim, high)})" if math.isfinite(low) else ""
+        return f"{signed(claim, ours[0])} {unit}{interval}"
+    if "margin" in claim:
+        return f"{signed(claim, min(ours))} to {signed(claim, max(ours))} {unit}"
+    return f"{signed(claim, float(np.mean(ours)))} {unit} on average"
 
 
-def signed(column: str, difference: float) -> str:
-    """A difference in a compared column with the digits that mean something: one for points, else two."""
-    return f"{difference:+.{1 if UNITS[column] == 'points' else 2}f}"
+def signed(claim: dict[str, Any], difference: float) -> str:
+    """A difference of a claim with the digits that mean something: one for points, else two."""
+    return f"{difference:+.{1 if UNITS[columns(claim)[0]] == 'points' else 2}f}"
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from math import isfinite
 import pandas as pd
 from IPython.display import Markdown
 
-from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, columns, judge, read_claims, signed
+from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims, signed
 from rnlib.study.comparisons import Comparison
 from rnlib.study.figures import ATTACKS
 
@@ -75,10 +75,10 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
         {
             "claim": verdict.claim["id"],
             "what": what(c),
-            "paper": "" if c.paper is None else f"{c.paper:+.1f}",
-            "ours": signed(column, c.ours),
+            "paper": "" if c.paper is None else signed(verdict.claim, c.paper),
+            "ours": signed(verdict.claim, c.ours),
             "95% interval": (
-                f"{signed(column, c.low)} to {signed(column, c.high)}"
+                f"{signed(verdict.claim, c.low)} to {signed(verdict.claim, c.high)}"
                 if isfinite(c.low)
                 else "none: one number"
             ),
@@ -87,7 +87,6 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
             "direction": SYMBOLS[c.direction],
         }
         for verdict in verdicts
-        for column in columns(verdict.claim)[:1]
         for c in verdict.comparisons
     ]
     if not rows:
@@ -142,10 +141,9 @@ def differences(*verdicts: Verdict) -> str:
     """The comparisons behind verdicts as a phrase: ours, and the paper's in brackets."""
     parts = []
     for verdict in verdicts:
-        column = columns(verdict.claim)[0]
         for comparison in verdict.comparisons:
             name = what(comparison)
             colon = ":" if name[:1].isdigit() or name[-1:].isdigit() else ""  # two numbers would run together
-            paper = "" if comparison.paper is None else f" ({signed(column, comparison.paper)})"
-            parts.append(f"{name}{colon} {signed(column, comparison.ours)}{paper}".strip())
+            paper = "" if comparison.paper is None else f" ({signed(verdict.claim, comparison.paper)})"
+            parts.append(f"{name}{colon} {signed(verdict.claim, comparison.ours)}{paper}".strip())
     return ", ".join(parts) or "not measured yet"
