@@ -100,10 +100,10 @@ for claim in ADVERSARIAL + ADVERSARIAL_NO_NORM:
 # %% [markdown]
 # ## Trained in float32
 #
-# The paper trains in float32, these networks in bfloat16, where a CPU has units for it twice as fast. So one
-# seed of each training was repeated in float32, all else alike (experiment `float32`). Two trainings that
-# differ in their rounding end at different weights, as two seeds do; what bfloat16 as such does would show as
-# a difference beyond that between seeds.
+# The paper trains in float32, these networks in bfloat16, which is faster where a CPU has units for it. So
+# one seed of each training was repeated in float32, all else alike (experiment `float32`). Two trainings
+# that differ in their rounding end at different weights, as two seeds do; what bfloat16 as such does would
+# show as a difference beyond that between seeds.
 
 # %% tags=["hide-input"]
 FLOAT32 = ["table2-float32-natural", "table2-float32-adversarial"]

@@ -56,10 +56,8 @@ def verdict(claim_id: str, profile: str) -> Markdown:
         lines.append(
             f"A verdict needs the profile `{need['profile']}` on {need['dataset']} with at least"
             f" {need['images']:,} images and {need['seeds']} seed{'s' if need['seeds'] > 1 else ''}; that is"
-            " not there yet."
+            f" not there yet. {_ours(found)}"
         )
-        if found.comparisons:
-            lines.append(f"So far: {differences(found)}.")
     else:
         lines.append(f"Magnitude: {found.magnitude}.")
     return Markdown("\n".join([*lines, ":::"]))
@@ -102,8 +100,7 @@ def table(profile: str, kind: str = "paper") -> Markdown:
     lines = ["| Verdict | Claim | Ours against the paper |", "|---|---|---|"]
     for found in verdicts:
         claim = found.claim
-        so_far = f"so far {differences(found)}" if found.comparisons else ""
-        magnitude = so_far if found.direction == UNTESTED else found.magnitude
+        magnitude = _ours(found) if found.direction == UNTESTED else found.magnitude
         link = f"{{ref}}`{claim['text'].rstrip('.')} <{anchor(claim['id'])}>`"
         lines.append(f"| {badge(found.direction)} | {link} (*{claim['where']}*) | {magnitude} |")
     made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
@@ -129,12 +126,16 @@ def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
     lines = []
     for claim_id in claim_ids:
         found = judge(claim_id, profile)
-        parts = ""
-        if found.comparisons:
-            parts = f" {'So far' if found.direction == UNTESTED else 'Ours'}: {differences(found)}."
         text = f"{{ref}}`{found.claim['text'].rstrip('.')} <{anchor(claim_id)}>`."
-        lines.append(f"- {badge(found.direction)} {text}{parts}")
+        lines.append(f"- {badge(found.direction)} {text} {_ours(found)}".rstrip())
     return Markdown("\n".join(lines))
+
+
+def _ours(found: Verdict) -> str:
+    """The comparisons behind a verdict as a sentence, which says where some are still to be made."""
+    if not found.comparisons:
+        return ""
+    return f"{'So far' if found.direction == UNTESTED else 'Ours'}: {differences(found)}."
 
 
 def differences(*verdicts: Verdict) -> str:
