@@ -75,7 +75,7 @@ def audit_batch_dependence(
         raise ValueError(f"batch_sizes is {tuple(batch_sizes)}, it must name sizes of at least 1")
     model = copy.deepcopy(model).to(device)
     if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
-        model = convert_norms(model, "batch_norm")
+        model = convert_norms(model, "batch_norm", native_only=True)
     orders = {"mixed": test_order(len(dataset), seed), "reshuffled": test_order(len(dataset), seed + 1)}
     orders["sorted"] = dataset.labels.argsort(stable=True)
     records = []

@@ -12,7 +12,9 @@ WITH_CONVOLUTION = ("weight_norm", "norm_prop")
 _NATIVE_CLASS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
-def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options: Any) -> nn.Module:
+def convert_norms(
+    model: nn.Module, name: str, *, dimensions: int = 2, native_only: bool = False, **options: Any
+) -> nn.Module:
     """Replace every batch norm (native 1d, 2d, 3d, or a norm of rnlib) of a model by the named norm.
 
     The model is changed in place and returned; a model that is itself a norm is returned as a new layer. On
@@ -29,6 +31,7 @@ def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options
         name: a name of :func:`rnlib.make_norm`, or ``"torch_batch_norm"`` for PyTorch's own layers.
         dimensions: 1, 2 or 3, for ``"torch_batch_norm"``: which of ``nn.BatchNorm{1,2,3}d`` layers of rnlib
             become; a layer that was converted from a native one returns to its own class.
+        native_only: leave the norms of rnlib as they are.
         options: of the norm, e.g. ``p=0.2``.
 
     Returns:
@@ -44,9 +47,10 @@ def convert_norms(model: nn.Module, name: str, *, dimensions: int = 2, **options
         raise ValueError(f"{name} changes the convolutions too and cannot be exchanged alone; {fix}")
     if dimensions not in _NATIVE_CLASS:
         raise ValueError(f"dimensions is {dimensions}, it must be 1, 2 or 3")
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm | Norm)]
+    kinds, described = (_BatchNorm, "native") if native_only else (_BatchNorm | Norm, "native or of rnlib")
+    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
     if not layers:
-        raise ValueError(f"{type(model).__name__} has no batch norm (native or of rnlib) to convert")
+        raise ValueError(f"{type(model).__name__} has no batch norm ({described}) to convert")
     new = {id(layer): _converted(layer, name, dimensions, options) for layer in layers}
     if id(model) in new:
         return new[id(model)]

@@ -10,6 +10,7 @@ from torch import nn
 from rnlib import PGD, Dataset, audit_batch_dependence, measure, resnet
 from rnlib.audit import COMPOSITIONS
 from rnlib.data import test_order
+from rnlib.norms import RobustNorm
 
 
 def dataset(n=40, classes=4):
@@ -77,6 +78,25 @@ def test_a_torchvision_model_is_audited_in_both_modes_and_left_alone():
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules())
     assert all(layer.training for layer in model.modules())
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+class Mixed(nn.Module):
+    """Right with the range that its norm of rnlib has tracked, which stands beside a native one."""
+
+    def __init__(self):
+        super().__init__()
+        self.native, self.ours = nn.BatchNorm2d(3), RobustNorm(1, p=1.0, affine=False)
+        self.ours.running_mean.fill_(99.5 / 255)
+        self.ours.running_range.fill_(0.2)
+
+    def forward(self, x):
+        bright = self.ours(self.native(x).mean((1, 2, 3))[:, None])
+        return -(bright - torch.tensor([-90, -30, 30, 90]) / 255 / 0.2).abs()
+
+
+def test_norms_of_rnlib_beside_native_ones_stay_what_they_are():
+    cells = by_cell(audit_batch_dependence(Mixed(), dataset(), batch_sizes=(10,)))
+    assert {cells["tracked", composition, 10].accuracy for composition in COMPOSITIONS} == {100}
 
 
 @pytest.mark.parametrize("sizes", [(), (0,), (10, -1)])

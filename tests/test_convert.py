@@ -238,6 +238,16 @@ def test_on_an_error_the_model_is_as_it_was(name, options, message):
     assert [type(m) for m in model] == [nn.BatchNorm2d] * 2
 
 
+def test_native_layers_alone_are_converted_where_that_is_wanted():
+    model = nn.Sequential(nn.BatchNorm2d(3), RobustNorm(3), nn.Sequential(nn.BatchNorm1d(3)))
+    ours = model[1]
+    convert_norms(model, "min_max_norm", native_only=True)
+    assert [type(model[0]), type(model[2][0])] == [MinMaxNorm] * 2
+    assert model[1] is ours
+    with pytest.raises(ValueError, match=r"no batch norm \(native\)"):
+        convert_norms(model, "batch_norm", native_only=True)
+
+
 def test_nothing_to_convert_is_an_error():
     with pytest.raises(ValueError, match="Sequential has no batch norm"):
         convert_norms(nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)), "robust_norm")
