@@ -100,8 +100,8 @@ class BIM(_GradientAttack):
         steps: their number.
         step_size: their size; ``None`` is eps / 10.
         loss: ``"cross_entropy"``, or ``"margin"`` (largest other logit minus the true one), whose gradient
-            does not vanish where the model is confident, or ``"masked_margin"``, the same of images that are
-            not fooled yet.
+            does not vanish where the model is confident, or ``"masked_margin"``, the same of images that
+            have not reached their aim yet.
         targeted: go down towards the classes y.
     """
 

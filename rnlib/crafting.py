@@ -57,11 +57,12 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.scatter(1, y, -math.inf).amax(1) - logits.gather(1, y)[:, 0]
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": lambda logits, y: F.cross_entropy(logits, y, reduction="none"),
-    "margin": margin,
-    # An image that is fooled already asks for nothing: under batch statistics it is there for the others.
-    "masked_margin": lambda logits, y: margin(logits, y).clamp(max=0),
+# By name a loss (N,) of logits, labels and a sign, -1 where the labels are the wanted ones.
+LOSSES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "cross_entropy": lambda logits, y, sign: sign * F.cross_entropy(logits, y, reduction="none"),
+    "margin": lambda logits, y, sign: sign * margin(logits, y),
+    # An image that has reached its aim asks for nothing: under batch statistics it is there for the others.
+    "masked_margin": lambda logits, y, sign: (sign * margin(logits, y)).clamp(max=0),
 }
 
 
@@ -94,14 +95,14 @@ class Task:
     def gradient(self, x: Tensor) -> Tensor:
         """The gradient at x, shaped like x, of the loss summed over the batch: its images attack together."""
         x = x.detach().requires_grad_()
-        loss = self.sign * self.per_image(self.logits(x), self.y).sum()
-        return torch.autograd.grad(loss, x)[0]
+        loss = self.per_image(self.logits(x), self.y, self.sign)
+        return torch.autograd.grad(loss.sum(), x)[0]
 
     def score(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Whether each image has reached the aim, and its loss; both (N,)."""
         with torch.no_grad():
             logits = self.logits(x)
-            return self.margin(logits) > 0, self.sign * self.per_image(logits, self.y)
+            return self.margin(logits) > 0, self.per_image(logits, self.y, self.sign)
 
 
 @contextmanager

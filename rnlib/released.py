@@ -91,16 +91,25 @@ class _View(nn.Module):
 class InTrainingMode(Attack):
     """An attack on the model in training mode, every forward pass of which enters the running statistics.
 
-    They are not put back: the model drifts. A model that is given in evaluation mode is in it again
-    afterwards.
+    Afterwards every layer is in the mode it was in. A model that is given in evaluation mode drifts: its
+    running statistics are not put back. Those of one with a layer in training mode are, as after every
+    attack, unless it is called with ``update_buffers=True``.
+
+    Args:
+        attack: untargeted.
     """
 
     attack: Attack
 
+    def __post_init__(self) -> None:
+        if self.attack.targeted:
+            raise ValueError(f"attack is {self.attack}, it must be untargeted: use targeted=False")
+
     def _perturb(self, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
         with evaluation_mode(task.model):  # which puts every layer back into the mode it was in
             task.model.train()
-            return self.attack._perturb(task, x, generator)
+            own = Task(task.model, task.y, task.classes, self.attack.loss, False)
+            return self.attack._perturb(own, x, generator)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,17 @@ def test_linf_optimum_of_a_linear_model(attack, loss):
     torch.testing.assert_close(adv, x + EPS * uphill.sign(), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("targeted", [False, True])
+def test_the_masked_margin_moves_the_images_alone_that_have_not_reached_their_aim(targeted):
+    model, x, y, uphill = two_classes()
+    other = torch.tensor([True, False, True, False, False])  # labels that are not the model's answer
+    labels = torch.where(other, 1 - y, y)
+    moving = other if targeted else ~other  # all of them away from the model's answer
+    adv = GradSign(0.001, loss="masked_margin", targeted=targeted)(model, x, labels)
+    assert torch.equal(adv[~moving], x[~moving])
+    torch.testing.assert_close(adv[moving], (x + 0.001 * uphill.sign())[moving], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "attack", [Grad(EPS_TUPLE), PGDL2(EPS_TUPLE, steps=200), PGDL2(EPS_TUPLE, random_start=False)], ids=repr
 )

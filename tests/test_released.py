@@ -100,12 +100,23 @@ def test_the_model_drifts_by_every_forward_pass_of_an_attack():
     assert not any(layer.training for layer in model.modules())
 
 
-def test_crafting_in_training_mode_is_crafting_under_batch_statistics():
+@pytest.mark.parametrize("update_buffers", [False, True])
+def test_a_model_in_training_mode_drifts_where_that_is_asked_for(update_buffers):
+    model = network().train()
+    before = copy.deepcopy(model.state_dict())
+    InTrainingMode(PGD(0.1, steps=2))(model, *images(), update_buffers=update_buffers)
+    same = [torch.equal(value, before[key]) for key, value in model.state_dict().items() if "running" in key]
+    assert set(same) == {not update_buffers}
+    assert all(layer.training for layer in model.modules())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
+def test_crafting_in_training_mode_is_crafting_under_batch_statistics(loss):
     x, y = images()
-    model, other = network(), network()
-    first = InTrainingMode(PGD(0.1))(model, x, y, generator=torch.Generator().manual_seed(0))
+    model, other, attack = network(), network(), PGD(0.1, loss=loss)
+    first = InTrainingMode(attack)(model, x, y, generator=torch.Generator().manual_seed(0))
     with use_statistics(other, "batch"):
-        second = PGD(0.1)(other, x, y, generator=torch.Generator().manual_seed(0))
+        second = attack(other, x, y, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(first, second, atol=1e-5)
 
 
@@ -174,6 +185,8 @@ def test_wrong_habits_are_refused(wrong, match):
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="one eps for all channels"):
         InNormalisedSpace(PGD(paper_eps("cifar10")), *CIFAR)
+    with pytest.raises(ValueError, match=r"attack is PGD\(.*targeted=True.*use targeted=False"):
+        InTrainingMode(PGD(0.03, targeted=True))
     with pytest.raises(ValueError, match="attack is 'fgsm', it must be one of clean"):
         Protocol().classify(network(), dataset(), "fgsm", statistics="batch")
     with pytest.raises(ValueError, match="RobustNorm: only BatchNorm has a std"):
