@@ -102,11 +102,13 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
         images: batches (N, C, H, W) in [0, 1], at least one.
 
     Raises:
-        ValueError: no batch was given; the running statistics are then as before.
+        ValueError, TypeError: no batch was given, or something that is no tensor. After every error the
+            running statistics are as before.
     """
     layers = list(norm_layers(model).values())
     before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     momentum = [layer.momentum for layer in layers]
+    given: Iterable[object] = images  # loaders of pairs are an easy mistake
     batches = 0
     try:
         with evaluation_mode(model), track(model, True):
@@ -114,14 +116,19 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
                 layer.reset_running_statistics()
                 layer.momentum = None  # the average of all batches alike
                 layer.train()
-            for x in images:
+            for x in given:
+                if not isinstance(x, Tensor):
+                    fix = "of pairs (images, labels) give the first: (x for x, _ in pairs)"
+                    raise TypeError(f"images holds a {type(x).__name__}, it must hold tensors; {fix}")
                 model(x)
                 batches += 1
+        if not batches:
+            raise ValueError("images holds no batch; recalibration needs at least one")
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
     finally:
         for layer, usual in zip(layers, momentum, strict=True):
             layer.momentum = usual
-    if not batches:
-        for buffer, value in before:
-            buffer.copy_(value)
-        raise ValueError("images holds no batch; recalibration needs at least one")
     return model

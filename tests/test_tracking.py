@@ -69,12 +69,27 @@ def test_recalibrated_on_one_batch_both_modes_agree():
         torch.testing.assert_close(model(x), tracked)
 
 
-def test_recalibration_without_images_changes_nothing_and_says_so():
+def interrupted():
+    yield images()
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (list, ValueError, "at least one"),
+        (lambda: [images(), (images(), torch.arange(12))], TypeError, "holds a tuple, it must hold tensors"),
+        (lambda: [images(), images()[:, :1]], RuntimeError, "3 channels"),
+        (interrupted, KeyboardInterrupt, None),
+    ],
+    ids=["nothing", "pairs", "grey", "interrupted"],
+)
+def test_recalibration_that_fails_changes_nothing(given, error, message):
     model = small().train()
     model(images())
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(ValueError, match="at least one"):
-        rnlib.recalibrate(model, [])
+    with pytest.raises(error, match=message):
+        rnlib.recalibrate(model, given())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(layer.training for layer in model.modules())
     assert model[1].momentum == 0.1
