@@ -19,15 +19,19 @@ class Among(nn.Module):
 
     Args:
         model: any classifier.
-        neighbours: images (M, C, H, W), M >= 1.
+        neighbours: images (M, C, H, W), M >= 1; copied. They move with the module and are no part of its
+            ``state_dict``.
     """
+
+    neighbours: Tensor
 
     def __init__(self, model: nn.Module, neighbours: Tensor):
         super().__init__()
         if not len(neighbours):
             raise ValueError("neighbours holds no image: call the model itself")
-        self.model, self.neighbours = model, neighbours
-        self.train(model.training)
+        self.model, self.training = model, model.training
+        with torch.inference_mode(False):  # attacks write to buffers, which tensors of that mode refuse
+            self.register_buffer("neighbours", neighbours.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
         return self.model(torch.cat((x, self.neighbours)))[: len(x)]
@@ -60,18 +64,21 @@ def attack_neighbours(
     """
     check_batch(model, x, y)
     check_pixels("eps", eps)
+    if step_size is not None:
+        check_pixels("step_size", step_size)
     check_count("attacked", attacked)
     check_count("steps", steps)
     if attacked >= len(x):
         raise ValueError(f"attacked is {attacked}, it must leave at least one of {len(x)} images untouched")
-    mine, others = x[:attacked].detach().clone(), x[attacked:].detach()
-    radius = per_channel("eps", eps, mine)
-    step = radius / 10 if step_size is None else per_channel("step_size", step_size, mine)
-    ball, adv = Linf(mine, radius), mine
-    with torch.enable_grad(), borrowed(model, update_buffers=False):
+    # Gradients are needed inside torch.inference_mode() too, whose tensors cannot be saved for backward.
+    with torch.inference_mode(False), torch.enable_grad(), borrowed(model, update_buffers=False):
+        mine, others, labels = x[:attacked].detach().clone(), x[attacked:].detach(), y[attacked:].clone()
+        radius = per_channel("eps", eps, mine)
+        step = radius / 10 if step_size is None else per_channel("step_size", step_size, mine)
+        ball, adv = Linf(mine, radius), mine
         for _ in range(steps):
             leaf = adv.detach().requires_grad_()
-            loss = F.cross_entropy(model(torch.cat((leaf, others)))[attacked:], y[attacked:], reduction="sum")
+            loss = F.cross_entropy(model(torch.cat((leaf, others)))[attacked:], labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
             adv = ball.project(adv + step * ball.direction(gradient))
-    return torch.cat((adv.detach(), others))
+        return torch.cat((adv.detach(), others))
