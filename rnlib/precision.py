@@ -13,14 +13,15 @@ from torch.overrides import TorchFunctionMode
 class Bfloat16(nn.Module):
     """A network under autocast that answers float32, so that the loss is computed in float32.
 
-    Weights and running statistics keep their type. CPUs whose library has no bfloat16 kernels (x86 before
-    AVX-512) compute the products of :class:`WideProducts`.
+    Weights and running statistics keep their type. Where PyTorch has no bfloat16 kernels for the CPU (x86
+    before AVX-512, builds without oneDNN) it computes the products of :class:`WideProducts`.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.wide_on_cpu = not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        onednn = torch.backends.mkldnn.is_available()  # without it the operator does not exist
+        self.wide_on_cpu = not (onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def forward(self, x: Tensor) -> Tensor:
         wide = self.wide_on_cpu and x.device.type == "cpu"

@@ -57,8 +57,10 @@ class BatchRenorm(BatchNorm):
 
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         r, d = self.correction(x)
-        if self.weight is not None and self.bias is not None:
-            r, d = self.weight * r, self.weight * d + self.bias
+        if self.weight is not None:
+            r, d = self.weight * r, self.weight * d
+        if self.bias is not None:
+            d = d + self.bias
         return self._kernel(x, r, d)
 
     def extra_repr(self) -> str:

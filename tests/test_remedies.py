@@ -230,6 +230,21 @@ def test_without_affine_is_scale_one_and_shift_zero(name, training):
 
 @each_batch_norm
 @pytest.mark.parametrize("training", [True, False])
+def test_a_scale_without_a_shift_is_one_with_a_shift_of_zero(name, training):
+    native, x = nn.BatchNorm2d(3).double(), draw(4, 3, 5, 5)
+    nn.init.uniform_(native.weight, 0.5, 2, generator=seeded(3))
+    with_it = convert_norms(native, name)
+    native.bias = None
+    without = convert_norms(native, name)
+    assert without.bias is None
+    for layer in (with_it, without):
+        layer(3 * x)
+        layer.train(training)
+    torch.testing.assert_close(without(x), with_it(x))
+
+
+@each_batch_norm
+@pytest.mark.parametrize("training", [True, False])
 def test_low_precision_images_meet_float32_parameters(name, training):
     layer, x = layer_for(name, dtype=torch.float32).train(training), draw(4, 3, 6, 6).bfloat16()
     wanted, y = copy.deepcopy(layer)(x.float()), layer(x)

@@ -219,6 +219,13 @@ def test_products_are_wide_where_bfloat16_has_no_kernels(supported, monkeypatch)
     assert (answer.dtype, bool(used)) == (torch.float32, not supported)
 
 
+def test_products_are_wide_where_pytorch_has_no_onednn(monkeypatch):
+    """As in its wheels for macOS, which lack the operator that tells about kernels."""
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    monkeypatch.setattr("torch.ops.mkldnn", object())
+    assert Bfloat16(nn.Identity()).wide_on_cpu
+
+
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
 def test_a_compiled_network_trains_as_the_network_does(norm, monkeypatch):
     """The compiler's front end sees all of a step; its C++ back end is its authors' to test."""
