@@ -4,6 +4,7 @@ import gzip
 import lzma
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ def read_idx(path: Path) -> Tensor:
     content = path.read_bytes()
     try:
         content = _DECOMPRESS.get(content[:2], bytes)(content)
-    except (EOFError, OSError, lzma.LZMAError) as error:
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: it starts with {content[:4]!r}")

@@ -77,7 +77,14 @@ def fashion_mnist(split: str, places: list[Path], download: bool) -> Split:
 
 def fashion_mnist_sample(split: str, places: list[Path], download: bool) -> Split:
     """The 5,000 training and 1,000 test images that come with the repository (see data/README.md)."""
-    return idx_folder(_REPOSITORY_DATA / "fashion-mnist-sample", split)
+    folder = _REPOSITORY_DATA / "fashion-mnist-sample"
+    try:
+        return idx_folder(folder, split)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"fashion-mnist-sample was not found in {folder}: it comes with the repository and not with an "
+            "installed rnlib. Run in a clone, or install from one: pip install --editable <clone>."
+        ) from error
 
 
 def idx_folder(folder: Path, split: str) -> Split:

@@ -342,6 +342,13 @@ def test_embedded_sample(tmp_path, monkeypatch, split, per_class, fingerprint):
     assert (pixels.mean().item(), pixels.std().item()) == pytest.approx((mean[0], std[0]), abs=0.005)
 
 
+def test_embedded_sample_without_a_clone(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_REPOSITORY_DATA", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"comes with the repository.*--editable") as caught:
+        data.load("fashion-mnist-sample")
+    assert "RNLIB_DATA" not in str(caught.value)  # where it is not looked for
+
+
 def test_embedded_sample_is_small_and_licensed():
     assert sum(file.stat().st_size for file in SAMPLE.iterdir() if file.is_file()) < 2.5e6
     assert "Expat" in (SAMPLE / "LICENSE").read_text()
@@ -376,10 +383,11 @@ def test_idx_files_are_read_compressed_or_not(tmp_path):
         (b"\0\0\x08\x03\0\0", "cut short in its header"),
         (b"\0\0\x08\x01\0\0\0\x05abc", r"holds 3 values where its header says \(5,\)"),
         (gzip.compress(bytes(100))[:-12], "damaged"),
+        (gzip.compress(bytes(100))[:10] + b"\xff" * 20, "damaged .*: fetch it again"),
         (lzma.compress(bytes(100))[:-12], "damaged"),
     ],
     # Named, because gzip writes the time of day into its header: workers would collect different tests.
-    ids=["empty", "wrong type", "short header", "short values", "cut gzip", "cut xz"],
+    ids=["empty", "wrong type", "short header", "short values", "cut gzip", "broken gzip", "cut xz"],
 )
 def test_bad_idx_files(tmp_path, content, message):
     (tmp_path / "file").write_bytes(content)

@@ -134,10 +134,18 @@ def test_the_model_is_left_bit_for_bit_as_it_was(setup, measure):
     ("options", "message"),
     [
         ({"points": 4}, "points is 4"),
-        ({"radius": 0.0}, r"radius 0\.0"),
+        ({"radius": 0.0}, r"radius is 0\.0"),
+        ({"radius": float("inf")}, "radius is inf"),
         ({"statistics": "both"}, "statistics is 'both'"),
     ],
 )
 def test_wrong_options(setup, options, message):
     with pytest.raises(ValueError, match=message):
         loss_plane(*setup, **options)
+
+
+@pytest.mark.parametrize("length", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize(("measure", "name"), [(loss_rise, "radius"), (top_curvature, "size")])
+def test_wrong_lengths(setup, measure, name, length):
+    with pytest.raises(ValueError, match=rf"{name} is {length}, it must be finite and above 0"):
+        measure(*setup, **{name: length})
