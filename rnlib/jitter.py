@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rnlib.modes import use_statistics
 from rnlib.tracking import Statistics, batch_statistics, norm_layers
@@ -51,9 +52,17 @@ def jittered(
         noise: as :func:`sampling_noise` returns it; every layer has to be in it.
         generator: source of the noise.
         redraw: new noise at every forward pass; else one draw for the whole block.
+
+    Raises:
+        ValueError: the noise is of another model.
     """
     layers = norm_layers(model)
     before = {name: layer.running_statistics for name, layer in layers.items()}
+    for name, pair in before.items():
+        if name not in noise or [size.shape for size in noise[name]] != [value.shape for value in pair]:
+            fix = "take it from sampling_noise(model, images) of this model"
+            raise ValueError(f"noise does not fit layer {name!r} of {len(pair[0])} channels: {fix}")
+    handles: list[RemovableHandle] = []
 
     def draw(name: str) -> None:
         layer, (shift, log_scale) = layers[name], noise[name]
@@ -65,13 +74,12 @@ def jittered(
         setattr(layer, f"running_{layer.names[0]}", first + n * shift)
         setattr(layer, f"running_{layer.names[1]}", second * (k * log_scale).exp())
 
-    for name in layers:
-        draw(name)
-    handles = [
-        layer.register_forward_pre_hook(lambda module, inputs, name=name: draw(name))
-        for name, layer in (layers.items() if redraw else ())
-    ]
     try:
+        for name, layer in layers.items():
+            draw(name)
+            if redraw:
+                hook = layer.register_forward_pre_hook(lambda module, inputs, name=name: draw(name))
+                handles.append(hook)
         with use_statistics(model, "tracked"):
             yield model
     finally:

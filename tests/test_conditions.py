@@ -79,6 +79,24 @@ def test_jitter_has_the_size_of_the_noise_and_leaves_nothing(norm, redraw):
     assert not any(layer._forward_pre_hooks for layer in layers.values())
 
 
+@pytest.mark.parametrize("redraw", [False, True])
+@pytest.mark.parametrize("wrong", ["missing", "short", "elsewhere"])
+def test_noise_that_does_not_fit_leaves_nothing(wrong, redraw):
+    model = network()
+    before, layers = tracked_statistics(model), norm_layers(model)
+    noise, last = sampling_noise(model, batches()), list(layers)[-1]
+    good, error, message = noise.pop(last), ValueError, f"does not fit layer '{last}' of 16 channels"
+    if wrong == "short":
+        noise[last] = (good[0][:-1], good[1])
+    if wrong == "elsewhere":
+        noise[last], error, message = (good[0], good[1].to("meta")), RuntimeError, "meta"
+    with pytest.raises(error, match=message), jittered(model, noise, torch.Generator(), redraw=redraw):
+        pass
+    for name, pair in tracked_statistics(model).items():
+        assert all(torch.equal(a, b) for a, b in zip(pair, before[name], strict=True))
+    assert not any(layer._forward_pre_hooks for layer in layers.values())
+
+
 @given(
     labels=st.lists(st.integers(0, 4), min_size=1, max_size=400), composition=st.sampled_from(COMPOSITIONS)
 )
