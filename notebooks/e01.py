@@ -203,7 +203,9 @@ decisive.multiplicity(VERDICTS)
 #   white-box attacks on two targets.
 # * *Detached* crafting differs from *batch* in one thing only, the gradient through the statistics. Where it
 #   harms batch statistics less, images of a batch do gain by pulling the statistics together; where it harms
-#   them as much, the coupling of images is no weapon of this attack.
+#   them as much, the coupling of images is no weapon of this attack. Where it harms them *more*, the gradient
+#   through the statistics misleads the attack: the paper's attack is then not the strongest one on batch
+#   statistics, and a part of their lead is masking.
 # * If reshuffling saves images, they were crafted for their neighbours as much as for themselves. If it does
 #   not, what moves the statistics is common to all attacked batches.
 # * An image lost under one of three ways of crafting is lost: the last table is nearer to what an attacker

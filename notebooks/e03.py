@@ -25,8 +25,8 @@
 # * *tracked*: the running averages of training;
 # * *augmented*, *plain*, *adversarial*: averages over ten batches of training images, augmented as in
 #   training, as they are, or augmented and attacked ({py:func}`rnlib.recalibrate`);
-# * *clean twin*: the statistics of the clean version of the batch at hand, frozen. They have no mismatch with
-#   the images, and cannot follow the attack;
+# * *clean twin*: the statistics of the clean version of the batch at hand, frozen. They fit the
+#   images, and cannot follow the attack;
 # * *batch*: those of the batch at hand, which move with every step of the attack.
 #
 # Each network so made is attacked as it is, in batches of 100.
@@ -96,16 +96,18 @@ decisive.multiplicity(VERDICTS)
 # %% [markdown]
 # ## What it means
 #
-# * The clean twin is the hypothesis made flesh: inference with the statistics that the images really have. If
-#   it is behind the tracked ones, removing the mismatch has made the network *easier* to fool, and whatever
-#   batch statistics gain must come from elsewhere.
+# * The clean twin is inference with the statistics that the images really have. If it is behind the tracked
+#   ones, fitting the images has made the network *easier* to fool, and whatever batch statistics gain must
+#   come from elsewhere.
+# * The twin fits the images and not the training, which saw augmented ones. *Plain* averages share this
+#   difference, and *augmented* ones do not: what *plain* is behind *tracked* is the price of leaving out the
+#   augmentation, and only what the twin is behind *plain* comes from fitting one batch.
 # * The step from the twin to the batch adds one thing only, that the statistics follow the attack. What is
 #   gained there is a defence of the batch by its own perturbations; it is lost when images are attacked alone
 #   ({ref}`e05`).
 # * Under noise the same step tells where the gain of batch statistics comes from: the twin has not seen the
 #   noise. A gain that needs statistics which have seen it is an adaptation to a shift of all images, not
 #   robustness of the network ({cite:t}`schneider2020`).
-# * *Plain* against *tracked* says what the images of training and their augmentation leave in the averages.
 #
 # ## Run it again
 #

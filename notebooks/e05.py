@@ -135,7 +135,7 @@ decisive.multiplicity(VERDICTS)
 # ## What it means
 #
 # * At m = 100, the paper's setting, all images of a batch are attacked at once. An attacker of one user's
-#   image has m = 1. If accuracy falls with m, the robustness belongs to the batch of attacked images, and
+#   image has m = 1. If accuracy rises with m, the robustness belongs to the batch of attacked images, and
 #   nobody who is attacked alone has it.
 # * What E6 finds is a hole that tracked statistics do not have: the answer for an image depends on images
 #   that others may have sent. {cite:t}`wu2023` use it against adaptation at test time.

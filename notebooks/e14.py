@@ -227,9 +227,11 @@ if measured:
 #
 # * If the gap opens and stays under the margin loss, longer training makes batch statistics harder to attack
 #   by PGD of any loss, and the explanation has to be looked for among the other experiments of this part.
-# * If it opens under the cross-entropy alone, it is the attack that fails: the loss has no slope left where
-#   the network is sure. That the margin loss takes more accuracy than the cross-entropy in a mode is the
-#   sign of it ({cite:t}`athalye2018`).
+# * If it opens under the cross-entropy alone, it is the attack that fails: that the margin loss takes more
+#   accuracy than the cross-entropy in a mode is the sign of it ({cite:t}`athalye2018`). Gradients that vanish
+#   explain it only if *vanished* is above 0, if the surer mode is hit most and if double precision closes the
+#   gap. Otherwise the cause is another one, such as a summed loss that is spent on images which are fooled
+#   already and pull the statistics of the others ({doc}`e04`).
 # * If it does not open at all, short training is no excuse: the paper's gap of about 20 points has another
 #   origin than the number of epochs, at least up to the length of this run. The paper trains more than
 #   five times as long, with another schedule.

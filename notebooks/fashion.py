@@ -163,9 +163,9 @@ numbers.reindex([name for name in NAMES if name in numbers.index]).rename(index=
 # * Where a verdict is the same here and on cifar10-jpeg ({doc}`table2`, {doc}`table3`), neither the JPEG
 #   compression nor the kind of images explains it. Where it is not, the effect belongs to a data set or to a
 #   training, and not to normalisation as such.
-# * If batch statistics are ahead here, the clean twin says whether that is for want of a mismatch, for it has
-#   none either. What the twin has over the tracked statistics is the mismatch's; what the batch has over the
-#   twin comes from statistics that follow the attack.
+# * If batch statistics are ahead here, the clean twin says whether that is because they fit the images, for
+#   it does so, too. What the twin has over the tracked statistics comes from fitting; what the batch has over
+#   the twin comes from statistics that follow the attack.
 # * *Plain* statistics are tracked ones too, averaged over training images without augmentation. Images that
 #   are shifted by up to four pixels lose a part of what they show, and no test image does. What *plain* gains
 #   is the price of that: a mismatch of augmentation, not of tracking, which better averages take away while

@@ -150,9 +150,9 @@ by_norm.unstack("condition").round(3).rename(columns=NAMES)
 # * The mismatch that inference really meets is *train* or *clean* against tracked: the tracked values are
 #   an average over recent batches, and a batch differs from it by sampling, and by what the weights moved
 #   while the average was taken.
-# * An attack can use batch statistics only through the shift that it causes, *adversarial* against *clean*.
-#   Where that is small against sampling noise, replacing one set of statistics by the other cannot undo an
-#   attack by moving the activations back.
+# * The figure compares sizes, *adversarial* against *clean*. A shift that an attack gives to all images of a
+#   batch can matter even where it is smaller than the scatter of sampling: {doc}`e03` measures what it is
+#   worth to have statistics that follow it.
 #
 # ## Run it again
 #

@@ -13,10 +13,11 @@
 # # Figures 10 and 11: the power p
 #
 # :::{admonition} The claim
-# RobustNorm divides by a power p of the range. Its accuracy on clean images (Fig 10) and under attack
-# changes with p, after natural and after adversarial training, with tracking and without (Appendix C.1);
-# p = 0.2 generalises well over networks and data sets (Section 4). The text takes robustness from Fig 11,
-# whose caption speaks of clean accuracy once more. Both figures have curves and no numbers.
+# RobustNorm divides by a power p of the range. Its accuracy on clean images (Fig 10) and under attack changes
+# with p, after natural and after adversarial training, with tracking and without (Appendix C.1); p = 0.2
+# generalises well over networks and data sets (Section 4). The text points to Figs 4 and 11 for this, where 4
+# must mean 10, and the caption of Fig 11 speaks of clean accuracy once more. Both figures have curves and no
+# numbers.
 # :::
 #
 # ## The experiment

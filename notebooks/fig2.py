@@ -90,7 +90,7 @@ for claim in NATURAL + ADVERSARIAL:
 # ## The numbers
 #
 # Differences in points, first condition minus second. With one seed the interval is over images (paired
-# bootstrap where the images are the same), with more a t interval over seeds, as in the paper.
+# bootstrap where the images are the same), with more a t interval over seeds.
 
 # %% tags=["hide-input"]
 ledger.comparisons([judge(claim, profile) for claim in NATURAL + ADVERSARIAL])

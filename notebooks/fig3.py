@@ -105,6 +105,14 @@ def told(claim):
     return ", ".join(f"{NORMS[one.what]} {one.ours:+.3f}" for one in ones) or "not measured yet"
 
 
+def rose(table):
+    """Which validation losses of adversarial training rose above their lowest, and by how much at most."""
+    rises = table[table.training == "adversarial"].groupby("series", sort=False).rise.max()
+    over = ", ".join(f"{name} {rise:.2f}" for name, rise in rises.items() if rise > 0)
+    epochs = table[table.training == "adversarial"].epoch.max()
+    return f"rose above their lowest by at most: {over}" if over else f"never rose in {epochs} epochs"
+
+
 ALT = (
     "Curves by epoch of BatchNorm and RobustNorm with tracked and with batch statistics: validation above,"
     " training below; natural training on the left, adversarial on the right."
@@ -114,9 +122,9 @@ if len(headline):
         pages.show(
             curve_figure(headline, "loss", "loss"),
             caption=(
-                "Loss by epoch, with 95% bands over seeds. Tracked minus batch statistics in adversarial"
-                f" training: rise {told('fig3-rising')}; loss after the last epoch {told('fig3-higher')}. The"
-                " two training curves of a norm are one: it is the same training."
+                "Loss by epoch, with 95% bands over seeds. Validation losses of adversarial training"
+                f" {rose(headline)}. Tracked minus batch statistics after its last epoch:"
+                f" {told('fig3-higher')}. The two training curves of a norm are one: it is the same training."
             ),
             alt=ALT,
             notebook="fig3",
@@ -236,7 +244,8 @@ ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 #   show in both.
 # * Averages with momentum 0.1 look back about ten forward passes. While the learning rate is high, weights
 #   move far in that time; and where the attack's passes are averaged as well, as in adversarial training by
-#   the released code and here, the last ten hold little more than one batch in several states of attack. A
+#   the released code and here, the last ten passes hold one batch in several states of attack, with the fewer
+#   steps of the profile `laptop` two or three batches. A
 #   schedule that ends at a low learning rate, as ours does, lets the averages catch up in the last epochs;
 #   the paper's steps down after three quarters of its epochs.
 # * If our curves do not show what the paper's do, the budget is a possible reason: few epochs, no time at a

@@ -140,8 +140,8 @@ for claim in CLAIMS["adversarial"]:
 # ## The numbers
 #
 # RobustNorm minus BatchNorm (*tracked*) and minus BatchNorm without tracking (*batch*), in points, at each
-# eps; *collapse*: how many points more BatchNorm loses between the smallest eps and the largest. Intervals
-# are over images where one seed was measured. The table is long; open the cell to read it.
+# eps; *collapse* is the largest eps once more. Intervals are over images where one seed was measured. The
+# table is long; open the cell to read it.
 
 # %% tags=["hide-cell"]
 ledger.comparisons([judge(claim, profile) for claims in CLAIMS.values() for claim in claims])

@@ -117,9 +117,10 @@ ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 # %% [markdown]
 # ## What it means
 #
-# * The statistics of a small batch are the tracked ones plus sampling noise. Their error falls with the root
-#   of the number of images: a failure at 1 or 2 images and a recovery within a few more is what statistics
-#   predicts for any norm.
+# * The statistics of a small batch are the tracked ones plus sampling noise, and too narrow on average: a few
+#   images spread less than many do ({doc}`background`). The noise falls with the root of the number of
+#   images: a failure at 1 or 2 images and a recovery within a few more is what statistics predicts for any
+#   norm.
 # * RobustNorm divides by a *power* of the range. At p = 0.2 an error of 10% in the range changes the scale by
 #   2%. If RobustNorm recovers at smaller batches than BatchNorm, this is the simplest reason; the mean, which
 #   both take from the batch, is then what is left of the loss. If it does not recover sooner, the mean

@@ -155,8 +155,9 @@ numbers.map(lambda value: "not run" if pd.isna(value) else f"{value:.2f}")
 # * The figure's selection matters. The caption above has the paper's differences of both kinds of training:
 #   after adversarial training they are another matter, and one row of Table 4 is zero throughout. These cells
 #   are in the tables and not in the paper's figure.
-# * A margin can only be met with enough images: on 1,000 of them the interval of a difference of two
-#   networks is about 2 points to either side, whatever the truth. A verdict of *inconclusive* says so.
+# * A margin can only be met with enough images: on 1,000 of them the interval of a difference of two networks
+#   is one to two points to either side with one seed, whatever the truth. A verdict of *inconclusive* says
+#   so.
 #
 # ## Run it again
 #

@@ -25,8 +25,8 @@
 #
 # ## The experiment
 #
-# Every remedy that Section 5 names is trained, with all else alike, on the small budget that all norms of the
-# book share:
+# Every remedy that Section 5 names is trained, and two controls of ours, frozen statistics and no norm with a
+# bias, with all else alike, on the small budget that all norms of the book share:
 #
 # * **tracked values in training** ({py:class}`rnlib.remedies.TrackedNorm`): the running statistics normalise
 #   in training too, without a gradient through them {cite:p}`ioffe2015`;
@@ -38,8 +38,9 @@
 #   which normalise the filters instead of the activations;
 # * **no norm with a bias**: the paper's networks without norm have no bias either, which is unfair to them.
 #
-# The last five know nothing of a batch, in training or later: one network, one mode. Learning rates are the
-# common one where it trains, and else the largest that did in a short trial (`profiles/laptop.yml`).
+# The last five take nothing from the batch at hand, in training or later: one network, one mode. Learning
+# rates are the common one where it trains, and else the largest that did in a short trial
+# (`profiles/laptop.yml`).
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -179,7 +180,7 @@ ledger.comparisons([judge(claim, profile) for claim in REMEDIES + E10])
 #   what these networks share explains their vulnerability better. If they keep clearly more, the mismatch
 #   remains a suspect, beside all else in which they differ.
 # * With batch statistics a remedy such as Batch Renormalization is attacked through statistics that the
-#   tracked mode does not have. A gap that closes here closes because both modes compute nearly the same.
+#   tracked mode does not have. Training brings its two modes together, so that a small gap is no surprise.
 # * To blow up takes time: without a gradient through the statistics, nothing keeps the scale of the weights
 #   from growing but weight decay. A short training that stays finite does not show that a long one would.
 #

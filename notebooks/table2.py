@@ -15,8 +15,9 @@
 # :::{admonition} The claim
 # One ResNet-20 trained with BatchNorm on CIFAR-10 is far more robust when inference normalises with the
 # statistics of the test batch than when it uses the tracked ones; a network without any norm lies between.
-# Adversarial training widens the gap and lifts clean accuracy as well. The paper takes this as the proof
-# that tracking causes the vulnerability of BatchNorm.
+# After adversarial training the gap is about as large, and removing the tracking raises clean accuracy as
+# well, from 79.53% to 89.28%. The paper takes this as the proof that tracking causes the vulnerability of
+# BatchNorm.
 # :::
 #
 # ## The experiment
@@ -56,7 +57,7 @@ pages.setting(profile)
 
 # %% tags=["hide-input"]
 NATURAL = ["table2-natural-attacks", "table2-natural-noise", "table2-natural-clean"]
-NATURAL_NO_NORM = ["table2-natural-clean-no-norm", "table2-no-norm-natural"]
+NATURAL_MORE = ["table2-natural-twenty", "table2-natural-clean-no-norm", "table2-no-norm-natural"]
 ALT = (
     "Accuracy clean and under four attacks for BatchNorm, no norm and BatchNorm without tracking, the paper's"
     " beside ours."
@@ -73,7 +74,7 @@ pages.show(
 )
 
 # %% tags=["hide-input"]
-for claim in NATURAL + NATURAL_NO_NORM:
+for claim in NATURAL + NATURAL_MORE:
     display(ledger.verdict(claim, profile))
 
 # %% [markdown]
@@ -81,7 +82,7 @@ for claim in NATURAL + NATURAL_NO_NORM:
 
 # %% tags=["hide-input"]
 ADVERSARIAL = ["table2-adversarial-attacks", "table2-adversarial-noise", "table2-adversarial-clean"]
-ADVERSARIAL_NO_NORM = ["table2-no-norm-adversarial"]
+ADVERSARIAL_MORE = ["table2-adversarial-thirty", "table2-no-norm-adversarial"]
 pages.show(
     accuracy_figure(profile, 2, ["adversarial"], ATTACKS, SERIES),
     caption=(
@@ -94,7 +95,7 @@ pages.show(
 )
 
 # %% tags=["hide-input"]
-for claim in ADVERSARIAL + ADVERSARIAL_NO_NORM:
+for claim in ADVERSARIAL + ADVERSARIAL_MORE:
     display(ledger.verdict(claim, profile))
 
 # %% [markdown]
@@ -155,16 +156,17 @@ if set(both.precision) == set(PRECISIONS):
 # ## The numbers
 #
 # Differences in percentage points, first condition minus second. With one seed the interval is over images
-# (paired bootstrap) and says nothing of other seeds; with more it is a t interval over seeds, as in the
-# paper.
+# (paired bootstrap) and says nothing of other seeds; with more it is a t interval over seeds.
 
 # %% tags=["hide-input"]
-claims = NATURAL + NATURAL_NO_NORM + ADVERSARIAL + ADVERSARIAL_NO_NORM
+claims = NATURAL + NATURAL_MORE + ADVERSARIAL + ADVERSARIAL_MORE
 ledger.comparisons([judge(claim, profile) for claim in claims + FLOAT32])
 
 # %% [markdown]
 # Every attack of the suite, also those that the paper's Table 2 leaves out (Grad, PGD-l2, Carlini-Wagner,
-# PGD at eps in pixels):
+# PGD at eps in pixels). Carlini-Wagner returns for each image the nearest version that fooled, from whichever
+# step. With batch statistics these never were one batch while they were made, and in the batch that they form
+# many do not fool any more: a lead of batch statistics there is a weakness of this attack against them.
 
 # %% tags=["hide-input"]
 pages.accuracies(profile, ["batch_norm", "no_norm"])

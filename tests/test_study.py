@@ -765,7 +765,43 @@ def test_one_failed_condition_refutes_and_all_must_hold_to_survive(states, outco
 def test_the_rule_as_a_sentence_names_the_conditions(monkeypatch):
     states = {"E1": decision.UNCLEAR, "E3": decision.FAILS, "E5": decision.FAILS, "E7": claims.UNTESTED}
     found = [decision.Condition(name, state, ()) for name, state in states.items()]
-    monkeypatch.setattr(decision, "conditions", lambda profile, training: found)
+    lost = [decision.Condition(name, decision.UNCLEAR, ()) for name in ("E1", "E3")]
+    both = {False: found, True: found}
+    monkeypatch.setattr(decision, "conditions", lambda profile, training, lost=False: both[lost])
     told = decision.sentence("laptop", "natural")
     assert "refuted" in told
     assert told.endswith("(E3, E5 contradicted; E1 unclear).")
+    both[True] = lost
+    assert decision.sentence("laptop", "natural").startswith(told)
+    assert decision.sentence("laptop", "natural").endswith("(E1, E3 unclear).")
+
+
+def test_points_lost_take_the_difference_on_clean_images_away():
+    attacked = {"tracked": 40.0, "batch": 37.0, "none": 30.0}
+    clean = {"tracked": 85.0, "batch": 75.0, "none": 60.0}
+    fake_results("laptop", lambda run, mode, attack: (clean if attack == "clean" else attacked)[mode])
+    run = next(run for run in grid("laptop") if run.norm == "batch_norm" and run.training == "natural")
+    hits = {mode: np.arange(1000) < 10 * attacked[mode] for mode in ("tracked", "batch")}
+    keys = {"attack": "Square", "eps": 0.03, "n": 1000}
+    rows = [
+        keys | {"statistics": mode, "accuracy": attacked[mode], "correct": hit.sum()}
+        for mode, hit in hits.items()
+    ]
+    store.write_rows(run.directory / "black_box.csv", rows)
+    store.write_correct(run.directory / "black_box.npz", hits)
+    for lost, state, gap in ((False, decision.FAILS, -3.0), (True, decision.HOLDS, 7.0)):
+        found = {one.name: one for one in decision.conditions("laptop", "natural", lost=lost)}
+        for name in ("E1", "E7"):  # clean images in the same table, and in another
+            assert found[name].state == state
+            ours = [one.ours for verdict in found[name].verdicts for one in verdict.comparisons]
+            assert ours == pytest.approx([gap] * len(ours))
+
+
+def test_a_least_difference_has_to_be_exceeded():
+    for ahead, direction in ((4.0, claims.NOT), (12.0, claims.REPRODUCED)):
+        fake_results("laptop", lambda run, mode, attack, ahead=ahead: 40.0 + ahead * (mode == "batch"))
+        assert claims.judge("table2-natural-attacks", "laptop").direction == claims.REPRODUCED
+        verdict = claims.judge("table2-natural-twenty", "laptop")
+        assert verdict.direction == direction
+        told = set(ledger.comparisons([verdict]).direction)
+        assert told == {"less than claimed" if direction == claims.NOT else "as claimed"}

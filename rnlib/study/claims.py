@@ -32,7 +32,7 @@ UNITS |= dict.fromkeys(("train_loss", "val_loss", "rise", "value"), "nats")
 UNITS |= {"shift_abs": "tracked standard deviations", "log_ratio_abs": "octaves"}
 UNITS |= dict.fromkeys(("std", "largest"), "of the spread after BatchNorm")
 REQUIRED = {"id", "page", "text", "where", "first", "second", "evidence"}
-OPTIONAL = {"kind", "decides", "table", "shared", "over", "value", "margin", "gap_at", "paper"}
+OPTIONAL = {"kind", "decides", "table", "shared", "over", "value", "margin", "least", "gap_at", "paper"}
 EVIDENCE = {"profile", "dataset", "images", "seeds"}
 
 

@@ -41,8 +41,6 @@ class Comparison:
 
 def compare(claim: Mapping[str, Any], profile: str) -> list[Comparison]:
     """The comparisons of a claim that can be made from the results of a profile: see ``book/claims.yml``."""
-    name = claim.get("table", "evaluations")
-    table = results.table(profile, name)
     (column, values), *_ = claim.get("over", {"": [""]}).items()
     seconds = claim["second"] if isinstance(claim["second"], list) else [claim["second"]]
     found = []
@@ -50,11 +48,11 @@ def compare(claim: Mapping[str, Any], profile: str) -> list[Comparison]:
         for what in values:
             shared = dict(claim.get("shared", {})) | ({column: what} if column else {})
             sides = [shared | side for side in (claim["first"], second)]
-            differences = _differences(claim, profile, name, table, sides)
+            differences = _differences(claim, profile, sides)
             if differences is None:
                 continue
             ours, low, high, images, seeds = differences
-            direction = _direction(low, high, claim.get("margin"))
+            direction = _direction(low, high, claim.get("margin"), claim.get("least", 0))
             label = _label(what, second if len(seconds) > 1 else {})
             found.append(Comparison(label, _paper(claim, sides), ours, low, high, images, seeds, direction))
     return found
@@ -66,18 +64,26 @@ def _label(what: Any, second: Mapping[str, Any]) -> str:
 
 
 def _differences(
-    claim: Mapping[str, Any], profile: str, name: str, table: pd.DataFrame, sides: list[dict[str, Any]]
+    claim: Mapping[str, Any], profile: str, sides: list[dict[str, Any]]
 ) -> tuple[float, float, float, int, int] | None:
     """Mean difference, its interval, and how many images and seeds are behind it."""
-    rows = [_rows(table, claim, side) for side in sides]
-    if at := claim.get("gap_at"):
-        rows += [_rows(table, claim, side | at) for side in sides]
+    name = claim.get("table", "evaluations")
+    wanted = [(name, side) for side in sides]
+    if at := dict(claim.get("gap_at", {})):
+        if (other := at.pop("table", name)) != name:
+            shared = (*results.SETTINGS, "statistics")
+            sides = [{key: side[key] for key in shared if key in side} for side in sides]
+        wanted += [(other, side | at) for side in sides]
+    tables = [table for table, _ in wanted]
+    rows = [_rows(results.table(profile, table), claim, side) for table, side in wanted]
     seeds = [seed for seed in dict.fromkeys(rows[0].seed) if all(seed in set(side.seed) for side in rows)]
     if not seeds:
         return None
     differences = []
     for seed in seeds:
-        first, second, *before = (_values(profile, name, side[side.seed == seed]) for side in rows)
+        first, second, *before = (
+            _values(profile, table, side[side.seed == seed]) for table, side in zip(tables, rows, strict=True)
+        )
         if before:
             first, second = first - second, before[0] - before[1]
         differences.append(results.difference(first, second))
@@ -132,10 +138,10 @@ def _paper(claim: Mapping[str, Any], sides: list[dict[str, Any]]) -> float | Non
     return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
 
 
-def _direction(low: float, high: float, margin: float | None) -> str:
-    """Ahead (the default), or within ``margin`` of each other."""
+def _direction(low: float, high: float, margin: float | None, least: float) -> str:
+    """Ahead by more than ``least``, or within ``margin`` of each other."""
     if margin is None:
-        return "same" if low > 0 else "opposite" if high < 0 else "unclear"
+        return "same" if low > least else "opposite" if high < least else "unclear"
     if -margin < low and high < margin:
         return "same"
     return "opposite" if low > margin or high < -margin else "unclear"

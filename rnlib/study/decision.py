@@ -2,11 +2,14 @@
 
 Each condition is necessary. So one that the results contradict refutes the hypothesis, and it survives only
 when all of them hold. Claims of ``book/claims.yml`` say by ``decides`` which condition they are evidence for.
+The rule judges accuracy under attack, as the paper does.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from rnlib.study.claims import UNTESTED, Verdict, judge, read_claims
+from rnlib.study.comparisons import Comparison, compare
 
 CONDITIONS = {
     "E1": "With batch statistics the same weights withstand the paper's attacks better than with tracked.",
@@ -16,6 +19,7 @@ CONDITIONS = {
     "E7": "It stays under an attack that uses no gradient.",
     "E10": "Norms that never had a mismatch are more robust than tracked BatchNorm.",
 }
+WITH_CLEAN = ("evaluations", "ladder")  # tables that have clean images, too
 HOLDS, FAILS, UNCLEAR = "holds", "fails", "unclear"
 SURVIVES, REFUTED, UNDECIDED, OPEN = "survives", "refuted", "undecided", "open"
 SAYS = {
@@ -42,8 +46,13 @@ class Condition:
     verdicts: tuple[Verdict, ...]
 
 
-def conditions(profile: str, training: str) -> list[Condition]:
-    """The conditions after natural or adversarial training."""
+def conditions(profile: str, training: str, *, lost: bool = False) -> list[Condition]:
+    """The conditions after natural or adversarial training.
+
+    Args:
+        lost: compare the points lost from clean images to attacked ones, image by image, in place of the
+            accuracy on attacked ones. Two sides that differ on clean images differ in both ways.
+    """
     found = []
     for name in CONDITIONS:
         verdicts = tuple(
@@ -51,8 +60,16 @@ def conditions(profile: str, training: str) -> list[Condition]:
             for claim_id, claim in read_claims().items()
             if claim.get("decides") == name and claim["shared"].get("training") == training
         )
+        if lost:
+            verdicts = tuple(replace(one, comparisons=_lost(one.claim, profile)) for one in verdicts)
         found.append(Condition(name, _state(verdicts), verdicts))
     return found
+
+
+def _lost(claim: dict[str, Any], profile: str) -> tuple[Comparison, ...]:
+    table = claim.get("table", "evaluations")
+    clean = {"attack": "clean"} | ({} if table in WITH_CLEAN else {"table": "evaluations"})
+    return tuple(compare(claim | {"gap_at": clean}, profile))
 
 
 def _state(verdicts: tuple[Verdict, ...]) -> str:
@@ -79,10 +96,17 @@ def decide(found: list[Condition]) -> str:
 
 
 def sentence(profile: str, training: str) -> str:
-    """What the rule says after a training, and which conditions are how, in words."""
-    found = conditions(profile, training)
+    """What the rule says after a training, and of points lost if that is another thing, in words."""
+    found, lost = conditions(profile, training), conditions(profile, training, lost=True)
+    told = f"After {training} training, that tracking is the cause {said(found)}."
+    if decide(lost) == decide(found):
+        return told
+    return f"{told} Counted in points lost from clean images, it {said(lost)}."
+
+
+def said(found: list[Condition]) -> str:
+    """What the rule says, and which conditions are how."""
     groups = {state: [one.name for one in found if one.state == state] for state in (FAILS, HOLDS, UNCLEAR)}
     words = {FAILS: "contradicted", HOLDS: "met", UNCLEAR: "unclear"}
     told = "; ".join(f"{', '.join(names)} {words[state]}" for state, names in groups.items() if names)
-    says = f"After {training} training, that tracking is the cause {SAYS[decide(found)]}"
-    return f"{says} ({told})." if told else f"{says}."
+    return f"{SAYS[decide(found)]} ({told})" if told else SAYS[decide(found)]

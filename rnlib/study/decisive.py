@@ -87,9 +87,11 @@ def holm(values: Sequence[float]) -> list[float]:
 def multiplicity(verdicts: Sequence[Verdict]) -> Markdown:
     """How many differences of a page are clear one by one, and how many when corrected for their number.
 
-    Claims that two sides are as good (within a margin) are left out: they test no difference.
+    Claims that two sides are as good (within a margin), or differ by more than some least, are left out:
+    they do not test whether there is a difference.
     """
-    found = [one for verdict in verdicts if "margin" not in verdict.claim for one in verdict.comparisons]
+    tested = [verdict for verdict in verdicts if not {"margin", "least"} & set(verdict.claim)]
+    found = [one for verdict in tested for one in verdict.comparisons]
     if not found:
         return Markdown("")
     values = [p_value(one) for one in found]

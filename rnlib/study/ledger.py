@@ -82,7 +82,11 @@ def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
             ),
             "n": c.images,
             "seeds": c.seeds,
-            "direction": SYMBOLS[c.direction],
+            "direction": (
+                "less than claimed"
+                if "least" in verdict.claim and c.direction == "opposite"
+                else SYMBOLS[c.direction]
+            ),
         }
         for verdict in verdicts
         for c in verdict.comparisons
