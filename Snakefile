@@ -14,19 +14,22 @@ from rnlib.modes import statistics_modes
 from rnlib.study.book import chapters
 from rnlib.study.diagnostics import DIAGNOSTICS
 from rnlib.study.experiments import other_seed
-from rnlib.study.runs import chosen_runs, diagnosed, grid, read_profile
+from rnlib.study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
 RUNS = {run.name: run for run in grid(PROFILE)}
-RESULT = f"results/{PROFILE}/{{run}}/evaluations.csv"
-PROBE = f"results/{PROFILE}/{{run}}/statistics.csv"
+FOLDER = results_folder(PROFILE)  # where the notebooks write
+if FOLDER.is_relative_to(ROOT):
+    FOLDER = FOLDER.relative_to(ROOT)
+RESULT = f"{FOLDER}/{{run}}/evaluations.csv"
+PROBE = f"{FOLDER}/{{run}}/statistics.csv"
 if config.get("runs", "all") not in ("all", "existing"):
     raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
 WANTED = [RESULT.format(run=name) for name in RUNS]
 WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
-WANTED += [f"results/{PROFILE}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
-PLANE = f"results/{PROFILE}/{{run}}/landscape.csv"
+WANTED += [f"{FOLDER}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
+PLANE = f"{FOLDER}/{{run}}/landscape.csv"
 WANTED += [PLANE.format(run=run.name) for run in chosen_runs(PROFILE, read_profile(PROFILE)["landscape"]["runs"])]
 if config.get("runs") == "existing":
     WANTED = [file for file in WANTED if os.path.exists(file)]
@@ -73,7 +76,7 @@ rule chapter:
 
 rule evaluate:
     input:
-        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
     output:
         RESULT,
     params:
@@ -86,7 +89,7 @@ rule evaluate:
 
 rule probe:
     input:
-        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
     output:
         PROBE,
     params:
@@ -101,14 +104,14 @@ def diagnosed_weights(wildcards):
     """The weights that a diagnostic looks at: those of its run, and of another seed where it sets two together."""
     runs = [RUNS[wildcards.run]]
     runs += [other_seed(run) for run in runs if wildcards.diagnostic == "independent"]
-    return [ancient(f"results/{PROFILE}/{run.name}/weights.safetensors") for run in runs]
+    return [ancient(f"{FOLDER}/{run.name}/weights.safetensors") for run in runs]
 
 
 rule diagnose:
     input:
         weights=diagnosed_weights,
     output:
-        f"results/{PROFILE}/{{run}}/{{diagnostic}}.csv",
+        f"{FOLDER}/{{run}}/{{diagnostic}}.csv",
     params:
         settings=lambda wildcards: RUNS[wildcards.run].options,
     wildcard_constraints:
@@ -122,7 +125,7 @@ rule diagnose:
 
 rule landscape:
     input:
-        weights=ancient(f"results/{PROFILE}/{{run}}/weights.safetensors"),
+        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
     output:
         PLANE,
     params:
@@ -135,7 +138,7 @@ rule landscape:
 
 rule train:
     output:
-        f"results/{PROFILE}/{{run}}/weights.safetensors",
+        f"{FOLDER}/{{run}}/weights.safetensors",
     params:
         settings=lambda wildcards: RUNS[wildcards.run].options,
     log:
