@@ -136,7 +136,7 @@ class Run:
         options |= {"mean": mean, "std": std}
         options |= {key: getattr(self, key) for key in ("p", "width") if getattr(self, key) is not None}
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
+            torch.random.default_generator.manual_seed(self.seed)  # torch.manual_seed seeds GPUs as well
             if self.architecture == "resnet_released50":
                 return resnet_released50(self.norm, **options)
             for family, build in (("resnet", resnet), ("vgg", vgg)):
