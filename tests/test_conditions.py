@@ -131,8 +131,9 @@ def results(run, name, images=100):
     dataset, model = work.test_set(run, images), work.trained_model(run)
     rows = []
     for cell, outcome in DIAGNOSTICS[name](run, model, dataset, "cpu"):
-        correct = outcome() if callable(outcome) else outcome
-        rows.append(cell | {"correct": correct.numpy()})
+        found = outcome() if callable(outcome) else outcome
+        values, correct = found if isinstance(found, tuple) else ({}, found)
+        rows.append(cell | values | {"correct": correct.numpy()})
     return dataset, pd.DataFrame(rows)
 
 
@@ -158,6 +159,12 @@ def test_snapshots_are_measured_with_their_own_weights(trained):
     assert select(state, {"epoch": 2, "statistics": "tracked"}).loss.item() == pytest.approx(loss, rel=1e-3)
     assert state.confidence.between(0.1, 1).all()
     assert (state.vanished == 0).all()  # nothing is that confident after two epochs
+
+
+def test_the_cells_of_snapshots_hold_nothing_measured(trained):
+    dataset, model = work.test_set(trained, 100), work.trained_model(trained)
+    for cell, _ in DIAGNOSTICS["snapshots"](trained, model, dataset, "cpu"):
+        assert list(cell) == ["epoch", "statistics", "attack"]
 
 
 def test_a_gradient_that_is_zero_is_counted():

@@ -153,3 +153,23 @@ def test_an_interrupted_diagnostic_measures_only_what_it_lacks(trained, monkeypa
     assert [list(kept) for kept in outcomes.values()] == [[True, True], [False, True], [False, True]]
     assert diagnose_run(trained, "stubborn") == table.to_dict("records")
     assert not list(trained.directory.glob("checkpoint*"))
+
+
+def test_a_resumed_diagnostic_knows_a_cell_whose_measured_values_have_moved(trained, monkeypatch):
+    """With another number of threads they differ in the last digit."""
+    losses = iter([0.1, 0.1000001])
+
+    def drifting(run, model, dataset, device):
+        loss = next(losses)
+        yield {"attack": "first"}, ({"loss": loss}, torch.tensor([True]))
+        yield {"attack": "second"}, lambda: ({"loss": loss}, torch.tensor([False]))
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(DIAGNOSTICS, "drifting", drifting)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose_run(trained, "drifting", on_cell=stop)
+    table, outcomes = diagnosed(trained, "drifting")
+    assert list(outcomes) == list(table.attack) == ["first", "second"]
+    assert list(table.loss) == [0.1, 0.1000001]

@@ -39,13 +39,14 @@ def test_spreads_are_those_of_the_layers_themselves(found):
     assert [(cell["layer"], cell["normaliser"]) for cell, _ in rows] == [
         (layer, name) for layer in inputs for name in NORMALISERS
     ]
-    for cell, narrower in rows:
+    for cell, (widths, narrower) in rows:
+        assert list(cell) == ["layer", "normaliser"]  # what is measured does not name a cell
         name, options = LAYERS[cell["normaliser"]]
         layer = make_norm(name, eps=1e-20, affine=False, **options)
         outputs = [layer(x.shape[1]).double()(x.double()) for x in inputs[cell["layer"]]]
         std = torch.stack([y.std((0, 2, 3), correction=0) for y in outputs])
-        assert cell["largest"] == pytest.approx(std.max().item(), rel=1e-4)
-        assert cell["std"] == pytest.approx(std.mean(0).median().item(), rel=1e-4)
+        assert widths["largest"] == pytest.approx(std.max().item(), rel=1e-4)
+        assert widths["std"] == pytest.approx(std.mean(0).median().item(), rel=1e-4)
         if name != "batch_norm":
             assert torch.equal(narrower, std.mean(0) < 1)
 
@@ -53,8 +54,8 @@ def test_spreads_are_those_of_the_layers_themselves(found):
 def test_popoviciu_holds_in_every_channel_of_a_network(found):
     """Eq 13: after Eq 12 no standard deviation is above 1/2, what 2 sigma leaves of every channel."""
     largest = {}
-    for cell, _ in found[0]:
-        largest.setdefault(cell["normaliser"], []).append(cell["largest"])
+    for cell, (widths, _) in found[0]:
+        largest.setdefault(cell["normaliser"], []).append(widths["largest"])
     assert max(largest["two_sigma"]) == pytest.approx(0.5)
     assert max(largest["mean_range_norm"]) <= 0.5
     assert largest["batch_norm"] == pytest.approx([1.0] * len(largest["batch_norm"]))

@@ -142,8 +142,8 @@ def snapshots(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iter
         network = trained_model(run, epoch if run.snapshots else None).to(device)
         for mode in statistics_modes(network):
             cell = {"epoch": epoch, "statistics": mode}
-            state, correct = training_state(network, train, mode, device)
-            yield cell | {"attack": "training images"} | state, correct
+            state = partial(training_state, network, train, mode, device)
+            yield cell | {"attack": "training images"}, state
             for name, attack in attacks.items():
                 yield cell | {"attack": name}, partial(measured, network, dataset, attack, mode, device)
             double = partial(measured, _Double(network), fewer, attacks["PGD"], mode, device)

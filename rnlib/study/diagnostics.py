@@ -11,7 +11,7 @@ from rnlib.modes import evaluation_mode, statistics_modes
 from rnlib.study import conditions, experiments, spreads, store, sweeps
 from rnlib.study.experiments import Outcome
 from rnlib.study.runs import Run, read_profile
-from rnlib.study.work import default_device, finished_rows, provenance, test_set, trained_model
+from rnlib.study.work import default_device, provenance, test_set, trained_model
 
 DIAGNOSTICS: dict[str, Callable[[Run, nn.Module, Dataset, str], Iterator[Outcome]]] = {
     "transfer": experiments.transfer,
@@ -53,13 +53,14 @@ def diagnose_run(
         The rows of ``<name>.csv``; the outcomes of images lie beside it in ``<name>.npz``.
 
     Raises:
-        ValueError: unknown name, or a run without batch statistics.
+        ValueError: unknown name, a run without batch statistics, or its directory holds one with other
+            settings.
         FileNotFoundError: the run is not trained.
     """
     if name not in DIAGNOSTICS:
         raise ValueError(f"diagnostic is {name!r}, it must be one of {', '.join(DIAGNOSTICS)}")
     path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
-    if (there := finished_rows(run, path)) is not None:
+    if (there := store.finished_rows(run, path)) is not None:
         return there
     device = device or default_device()
     model = trained_model(run).to(device)
@@ -74,11 +75,12 @@ def diagnose_run(
         for cell, outcome in DIAGNOSTICS[name](run, model, dataset, device):
             if (key := "/".join(map(str, cell.values()))) in outcomes:
                 continue
-            correct = outcome if isinstance(outcome, Tensor) else outcome()
+            found = outcome() if callable(outcome) else outcome
+            values, correct = ({}, found) if isinstance(found, Tensor) else found
             outcomes[key] = correct.numpy()
             n, hits = len(correct), int(correct.sum())
             start, seconds = perf_counter(), round(perf_counter() - start, 2)  # with what the cell prepared
-            row = {"run": run.name, **cell, "n": n, "correct": hits, "accuracy": 100 * hits / n}
+            row = {"run": run.name, **cell, **values, "n": n, "correct": hits, "accuracy": 100 * hits / n}
             rows.append(row | {"seconds": seconds} | origin)
             store.write_correct(path.with_suffix(".npz"), outcomes)
             store.write_rows(unfinished, rows)

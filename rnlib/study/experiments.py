@@ -2,7 +2,9 @@
 
 Each is a function of a run, its model and test images that yields (cell, outcome): what is done, as a
 dictionary, and what computes for each image, in their order, whether it is classified correctly;
-:mod:`rnlib.study.diagnostics` keeps it, and after an interruption computes only the cells it lacks.
+:mod:`rnlib.study.diagnostics` keeps it, and after an interruption computes only the cells it lacks. Where
+more is measured the outcome is a pair, a dictionary of these values and the images: a cell must be the same
+when it is met again, and measured values may differ in the last digit.
 """
 
 import copy
@@ -20,11 +22,11 @@ from rnlib.detached import Detached
 from rnlib.evaluate import measure
 from rnlib.modes import statistics_modes, use_statistics
 from rnlib.study.runs import Run
-from rnlib.study.work import trained_model, training_set
+from rnlib.study.work import BATCH_SIZE, trained_model, training_set
 from rnlib.tracking import recalibrate
 
-BATCH_SIZE = 100
-Outcome = tuple[dict[str, Any], Tensor | Callable[[], Tensor]]
+Measured = Tensor | tuple[dict[str, float], Tensor]
+Outcome = tuple[dict[str, Any], Measured | Callable[[], Measured]]
 Suite = dict[str, Attack | None]
 
 

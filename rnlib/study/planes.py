@@ -8,7 +8,7 @@ from rnlib.landscape import loss_plane, loss_rise, top_curvature
 from rnlib.modes import statistics_modes
 from rnlib.study import store
 from rnlib.study.runs import Run, read_profile
-from rnlib.study.work import default_device, finished_rows, provenance, trained_model, training_set
+from rnlib.study.work import default_device, provenance, trained_model, training_set
 
 
 def plane_run(
@@ -20,11 +20,16 @@ def plane_run(
     are the same in every mode. Points, radius and images are those of the profile's ``landscape``.
 
     Returns:
-        The rows of ``landscape.csv``: statistics, a, b, loss. Beside it ``sharpness.csv`` has one row for
-        each random direction (quantity ``rise``) and one for the Hessian (``curvature``).
+        The rows of ``landscape.csv``: statistics, a, b, loss, and their provenance. Beside it
+        ``sharpness.csv`` has one row for each random direction (quantity ``rise``) and one for the Hessian
+        (``curvature``).
+
+    Raises:
+        FileNotFoundError: the run is not trained.
+        ValueError: a run without batch statistics, or its directory holds one with other settings.
     """
     path = run.directory / store.LANDSCAPE
-    if (there := finished_rows(run, path)) is not None:
+    if (there := store.finished_rows(run, path)) is not None:
         return there
     device = device or default_device()
     options = read_profile(run.profile)["landscape"]
@@ -43,7 +48,7 @@ def plane_run(
         )
         for a, row in zip(plane.coordinates.tolist(), plane.losses.tolist(), strict=True):
             for b, loss in zip(plane.coordinates.tolist(), row, strict=True):
-                rows.append(shared | {"a": round(a, 6), "b": round(b, 6), "loss": loss})
+                rows.append(shared | {"a": round(a, 6), "b": round(b, 6), "loss": loss} | origin)
         rises = loss_rise(model, x, y, statistics=mode, directions=options["directions"], seed=run.seed)
         sharpness += [shared | {"quantity": "rise", "value": rise} for rise in rises.tolist()]
         top = top_curvature(model, x, y, statistics=mode, seed=run.seed)

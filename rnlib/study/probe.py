@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from rnlib.attacks import paper_suite
-from rnlib.data import batches
+from rnlib.data import Dataset, batches
 from rnlib.modes import use_statistics
 from rnlib.study import store
 from rnlib.study.runs import Run
-from rnlib.study.work import default_device, finished_rows, test_set, trained_model, training_set
+from rnlib.study.work import BATCH_SIZE, default_device, provenance, test_set, trained_model, training_set
 from rnlib.tracking import batch_statistics, distance, tracked_statistics
 
-BATCHES, BATCH_SIZE = 10, 100
+BATCHES = 10
 
 
 def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
@@ -28,21 +28,29 @@ def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
     Returns:
         The rows of ``statistics.csv``: layer, channel, condition, the mean over batches of the shift of the
         centre and of log2 of the ratio of spreads (see :func:`rnlib.distance`), and the means of their
-        absolute values.
+        absolute values; and their provenance, its ``fingerprint`` that of the training or test images.
+
+    Raises:
+        FileNotFoundError: the run is not trained.
+        ValueError: its directory holds a run with other settings.
     """
     path = run.directory / store.STATISTICS
-    if (there := finished_rows(run, path)) is not None:
+    if (there := store.finished_rows(run, path)) is not None:
         return there
     device = device or default_device()
     model = trained_model(run).to(device)
     tracked = tracked_statistics(model)
+    train, test = training_set(run), test_set(run, BATCHES * BATCH_SIZE)
+    origin = provenance(run, test, device)
     untrained = run.new_model().to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     rows: list[dict[str, Any]] = []
     for condition in ("start", "train", "clean", "noise", "adversarial"):
         network = untrained if condition == "start" else model
+        dataset = train if condition in ("start", "train") else test
+        traced = origin | {"fingerprint": dataset.fingerprint}
         found = [
             distance(model, batch_statistics(network, x), tracked)
-            for x in _images(run, condition, model, device)
+            for x in _images(run, condition, dataset, model, device)
         ]
         for layer in tracked:
             shift, ratio = (torch.stack([one[layer][i] for one in found]).cpu() for i in (0, 1))
@@ -50,22 +58,22 @@ def probe_run(run: Run, *, device: str | None = None) -> list[dict[str, Any]]:
             for channel, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
                 names = ("shift", "shift_abs", "log_ratio", "log_ratio_abs")
                 place = {"run": run.name, "condition": condition, "layer": layer, "channel": channel}
-                rows.append(
-                    place | {name: round(value, 5) for name, value in zip(names, values, strict=True)}
-                )
+                means = {name: round(value, 5) for name, value in zip(names, values, strict=True)}
+                rows.append(place | means | traced)
     store.write_rows(path, rows)
     return rows
 
 
-def _images(run: Run, condition: str, model: torch.nn.Module, device: str) -> Iterator[Tensor]:
+def _images(
+    run: Run, condition: str, dataset: Dataset, model: torch.nn.Module, device: str
+) -> Iterator[Tensor]:
     generator = torch.Generator().manual_seed(run.seed)
     if condition in ("start", "train"):
-        dataset = training_set(run)
         order = torch.randperm(len(dataset), generator=generator)[: BATCHES * BATCH_SIZE]
         dataset = dataset.subset(order)
         stream = batches(dataset, BATCH_SIZE, generator=generator, augmented=True, device=device)
     else:
-        stream = batches(test_set(run, BATCHES * BATCH_SIZE), BATCH_SIZE, device=device)
+        stream = batches(dataset, BATCH_SIZE, device=device)
     attack = {"noise": "noise", "adversarial": "pgd_linf"}.get(condition)
     for index, (x, y) in enumerate(stream):
         if attack is not None:

@@ -27,10 +27,10 @@ NORMALISERS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 def spreads(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iterator[Outcome]:
     """How wide a channel is after each normaliser, at the inputs of the norm layers of a trained network.
 
-    The test images pass in batches, clean, under batch statistics. A cell is a layer and a normaliser, with
-    the standard deviation after it (without eps, scale and shift): ``std``, the median over channels of the
-    mean over batches, and ``largest`` of all channels and batches. Its outcome is by channel: narrower than
-    after BatchNorm, which leaves 1.
+    The test images pass in batches, clean, under batch statistics. A cell is a layer and a normaliser.
+    Measured is the standard deviation after it (without eps, scale and shift): ``std``, the median over
+    channels of the mean over batches, and ``largest`` of all channels and batches. The outcome is by channel:
+    narrower than after BatchNorm, which leaves 1.
     """
     layers = norm_layers(model)
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
@@ -52,5 +52,5 @@ def spreads(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iterat
         for name, divisor in NORMALISERS.items():
             std = sigma / divisor(sigma, span).clamp_min(torch.finfo(sigma.dtype).tiny)
             mean = std.mean(0)
-            cell = {"layer": layer, "normaliser": name, "std": mean.median().item()}
-            yield cell | {"largest": std.max().item()}, mean < 1
+            widths = {"std": mean.median().item(), "largest": std.max().item()}
+            yield {"layer": layer, "normaliser": name}, (widths, mean < 1)

@@ -3,12 +3,15 @@
 import json
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from rnlib.study.runs import DEFAULTS, Run
 
 WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
 EVALUATIONS, CORRECT, STATISTICS = "evaluations.csv", "correct.npz", "statistics.csv"
@@ -53,6 +56,26 @@ def write_json(path: Path, value: Any) -> None:
     write(path, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))
 
 
+def read_config(run: Run) -> dict[str, Any]:
+    """What ``config.json`` in the folder of a run holds: ``settings`` and ``provenance``; empty without one.
+
+    Raises:
+        ValueError: these are the settings of another run, for the name of a folder has only some of them.
+    """
+    path = run.directory / CONFIG
+    if not path.exists():
+        return {}
+    config: dict[str, Any] = json.loads(path.read_text())
+    here, defaults = (json.loads(json.dumps(values)) for values in (asdict(run), DEFAULTS))
+    there = defaults | config["settings"]  # a setting that was added later has its default in an older run
+    if different := {key: (there.get(key), value) for key, value in here.items() if there.get(key) != value}:
+        raise ValueError(
+            f"{run.directory} holds a run with other settings (there, here): {different}; set these back,"
+            " or remove or rename the folder"
+        )
+    return config
+
+
 def write_correct(path: Path, correct: Mapping[str, NDArray[np.bool_]]) -> None:
     """Outcomes of images (n,) by "statistics/attack", eight to a byte."""
     arrays: dict[str, Any] = {key: np.packbits(value) for key, value in correct.items()}
@@ -67,3 +90,22 @@ def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if not name.startswith("n:")]
         return {name: np.unpackbits(file[name], count=int(file[f"n:{name}"])).astype(bool) for name in names}
+
+
+def has_diverged(run: Run) -> bool:
+    """Whether the training of a run diverged, so that there are no weights to measure."""
+    return (run.directory / DIVERGED).exists()
+
+
+def finished_rows(run: Run, path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table of measurements, if it is there, else None.
+
+    For a run that diverged a table without rows is written and returned: that measurement is done, too.
+
+    Raises:
+        ValueError: the directory holds a run with other settings.
+    """
+    read_config(run)
+    if not path.exists() and has_diverged(run):
+        write_rows(path, [])
+    return read_rows(path) if path.exists() else None

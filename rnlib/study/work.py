@@ -2,7 +2,6 @@
 repeated.
 """
 
-import json
 import platform
 import subprocess
 from collections.abc import Callable
@@ -20,8 +19,11 @@ from rnlib.data import Dataset, load, test_order
 from rnlib.evaluate import Evaluation, evaluate
 from rnlib.modes import statistics_modes
 from rnlib.study import store
-from rnlib.study.runs import DEFAULTS, IDENTITY, ROOT, Run, attack_suite, read_profile
+from rnlib.study.runs import IDENTITY, ROOT, Run, attack_suite, read_profile
+from rnlib.study.store import has_diverged
 from rnlib.train import History, TrainingDiverged, fit
+
+BATCH_SIZE = 100  # of test images, wherever weights are measured
 
 
 def default_device() -> str:
@@ -29,19 +31,31 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def device_name(device: str) -> str:
+    """The GPU's or the CPU's model, the type of any other device."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})" if kind == "cpu" else kind
+
+
 def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
-    """What a result can be traced to: settings, data, code and machine."""
+    """What a result can be traced to: settings, data, code and machine.
+
+    ``config_hash`` is the one in the run's ``config.json``: a run of today has settings that were not there
+    when an older one was trained.
+    """
+    trained = store.read_config(run).get("provenance", {})
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
     )
-    cpu = f"{platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
     return {
-        "config_hash": run.hash,
+        "config_hash": trained.get("config_hash", run.hash),
         "fingerprint": dataset.fingerprint,
         "rnlib": rnlib.__version__,
         "revision": git.stdout.strip() or "unknown",
         "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device == "cuda" else cpu,
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
 
@@ -77,19 +91,12 @@ def train_run(
     """
     device = device or default_device()
     directory = run.directory
-    config = directory / store.CONFIG
-    settings = json.loads(json.dumps(asdict(run)))
-    # A setting that was added later has its default in an older run.
-    defaults = json.loads(json.dumps(DEFAULTS))
-    there = defaults | json.loads(config.read_text())["settings"] if config.exists() else settings
-    if different := {k: (there.get(k), here) for k, here in settings.items() if there.get(k) != here}:
-        raise ValueError(
-            f"{directory} holds a run with other settings (there, here): {different}; remove or rename it"
-        )
+    store.read_config(run)
     if (directory / store.WEIGHTS).exists():
         return store.read_rows(directory / store.HISTORY)
     dataset = training_set(run)
-    store.write_json(config, {"settings": settings, "provenance": provenance(run, dataset, device)})
+    origin = provenance(run, dataset, device) | {"config_hash": run.hash}  # of the settings beside it
+    store.write_json(directory / store.CONFIG, {"settings": asdict(run), "provenance": origin})
 
     def keep(history: History) -> None:
         store.write_rows(directory / store.HISTORY, history)
@@ -120,21 +127,6 @@ def _save(model: nn.Module, path: Path) -> None:
     store.write(path, lambda file: save_file(tensors, file))
 
 
-def has_diverged(run: Run) -> bool:
-    """Whether the training of a run diverged, so that there are no weights to measure."""
-    return (run.directory / store.DIVERGED).exists()
-
-
-def finished_rows(run: Run, path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a table of measurements, if it is there, else None.
-
-    For a run that diverged a table without rows is written and returned: that measurement is done, too.
-    """
-    if not path.exists() and has_diverged(run):
-        store.write_rows(path, [])
-    return store.read_rows(path) if path.exists() else None
-
-
 def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
     """The network of a finished run, in evaluation mode.
 
@@ -143,8 +135,10 @@ def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
 
     Raises:
         FileNotFoundError: the run is not trained yet; the message says how to.
-        ValueError: training diverged, or no snapshot was kept of that epoch; those that were are named.
+        ValueError: training diverged, no snapshot was kept of that epoch (those that were are named), or the
+            directory holds a run with other settings.
     """
+    store.read_config(run)
     if epoch is None and has_diverged(run):
         raise ValueError(f"training of {run.name} diverged, it has no weights: see {store.DIVERGED}")
     if epoch is not None and epoch not in run.snapshots:
@@ -171,9 +165,13 @@ def evaluate_run(
 
     Returns:
         The rows of ``evaluations.csv``; none if training diverged.
+
+    Raises:
+        FileNotFoundError: the run is not trained.
+        ValueError: its directory holds a run with other settings.
     """
     finished, unfinished = run.directory / store.EVALUATIONS, run.directory / store.unfinished("evaluations")
-    if (there := finished_rows(run, finished)) is not None:
+    if (there := store.finished_rows(run, finished)) is not None:
         return there
     device = device or default_device()
     dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
@@ -185,7 +183,9 @@ def evaluate_run(
         for name, attack in attacks.items():
             if (mode, name) in done:
                 continue
-            (evaluation,) = evaluate(model, dataset, {name: attack}, statistics=[mode], device=device)
+            (evaluation,) = evaluate(
+                model, dataset, {name: attack}, statistics=[mode], batch_size=BATCH_SIZE, device=device
+            )
             correct[f"{mode}/{name}"] = evaluation.correct.numpy()
             rows.append(_row(run, evaluation, attack) | origin)
             store.write_correct(run.directory / store.CORRECT, correct)
@@ -209,7 +209,7 @@ def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, A
         ),
         "eps_unit": None if eps is None else "pixel (0 to 1)",
         "steps": getattr(attack, "steps", None),
-        "batch_size": 100,
+        "batch_size": BATCH_SIZE,
         "n": n,
         "correct": correct,
         "accuracy": 100 * correct / n,
