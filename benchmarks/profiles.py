@@ -1,16 +1,14 @@
-"""Core-hours of each profile: predicted from a few measured costs, beside what its finished runs took.
+"""Core-hours of each profile, predicted from a few measured costs.
 
 Predicted are training, the validation after each epoch, and the evaluation; not diagnostics and landscapes. A
 network's cost is that of the measured ResNet-20 with BatchNorm, in proportion to the floating-point
-operations of a forward pass; passes are counted. Measured are the ``seconds`` of ``history.csv`` and
-``evaluations.csv``, on whatever machine they were made and however busy it was.
+operations of a forward pass; passes are counted.
 """
 
 from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
-import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +20,6 @@ from rnlib.attacks import PGD
 from rnlib.data import STATISTICS, Dataset
 from rnlib.models import resnet
 from rnlib.modes import statistics_modes
-from rnlib.study import store
 from rnlib.study.runs import PROFILES, Run, attack_suite, grid, make_run, read_profile
 
 TRAINING_IMAGES = {"fashion-mnist-sample": 5_000, "fashion-mnist": 60_000}  # of the CIFARs 50,000
@@ -96,26 +93,10 @@ def predicted_hours(run: Run, costs: dict[str, float]) -> float:
     return scale * (run.epochs * epoch + evaluated * image) / 3600
 
 
-def measured_hours(run: Run) -> float | None:
-    """Core-hours that a run took, or None if it is not evaluated yet."""
-    history, evaluations = run.directory / store.HISTORY, run.directory / store.EVALUATIONS
-    if not (history.exists() and evaluations.exists()):
-        return None
-    table = pd.read_csv(evaluations)
-    return float(pd.read_csv(history).seconds.sum() + table.seconds.sum()) * int(table.threads.max()) / 3600
-
-
 def hours(case: str, runs: Sequence[Run], costs: dict[str, float]) -> Iterator[Line]:
-    """Yield the hours of some runs, and of the finished ones among them beside what those took."""
-    took = {run: measured_hours(run) for run in runs}
-    finished = {run: value for run, value in took.items() if value is not None}
+    """Yield how many runs there are, and their hours."""
     yield exact(case, "runs", len(runs), "runs")
     yield exact(case, "predicted", sum(predicted_hours(run, costs) for run in runs), "core-hours")
-    yield exact(case, "finished", len(finished), "runs")
-    if finished:
-        predicted = sum(predicted_hours(run, costs) for run in finished)
-        yield exact(case, "predicted of finished", predicted, "core-hours")
-        yield exact(case, "measured", sum(finished.values()), "core-hours")
 
 
 def lines(smoke: bool) -> Iterator[Line]:

@@ -43,9 +43,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from rnlib.study import pages
+from rnlib.study import pages, results
 from rnlib.study.figures import PALETTE, attack_names, style
-from rnlib.study.runs import ROOT, diagnosed
+from rnlib.study.runs import ROOT, diagnosed, grid
 
 style()
 COLUMNS = ["row", "case", "quantity", "value", "unit", "low", "high", "target", "met", "machine", "torch"]
@@ -439,22 +439,35 @@ shown(
 # ## What a profile costs
 #
 # Predicted from the cost of an image, the operations of each network and the number of its passes; measured
-# from the seconds that the finished runs wrote down, on whatever machine and beside whatever else ran there.
+# from the seconds that the runs finished today wrote down, on whatever machine and beside whatever else ran
+# there. So the two machines are seldom the same.
 
 # %% tags=["remove-input"]
-HOURS = ["runs", "predicted", "finished", "predicted of finished", "measured"]
+HOURS = ["runs", "predicted"]
 hours = everything[(everything.row == "profiles") & everything.quantity.isin(HOURS)]
 wide = hours.pivot_table(index="case", columns="quantity", values="value", sort=False).reindex(columns=HOURS)
-formats = {name: "{:,.0f}" if name in ("runs", "finished") else "{:,.2f}" for name in HOURS}
+took = {
+    case: [
+        measured
+        for run in grid(case.split(", ")[0])
+        if ", " not in case or run.experiment == case.split(", ")[1]
+        if (measured := results.hours(run)) is not None
+    ]
+    for case in wide.index
+}
+wide = wide.assign(finished=[len(took[case]) for case in wide.index])
+wide = wide.assign(measured=[sum(took[case]) if took[case] else np.nan for case in wide.index])
+formats = {name: "{:,.0f}" if name in ("runs", "finished") else "{:,.2f}" for name in wide}
 wide.rename_axis(index="core-hours", columns=None).style.format(formats, na_rep="")
 
 # %% tags=["remove-input"]
-sentences = [
-    f"{case}: the {int(row.finished)} finished runs took {row.measured:.1f} core-hours,"
-    f" {row.measured / row['predicted of finished']:.2g} times the prediction."
-    for case, row in wide[~wide.index.str.contains(",")].dropna().iterrows()
-]
-Markdown(" ".join(sentences) or "No finished run to compare the prediction with.")
+complete = wide[(wide.finished == wide.runs) & (wide.runs > 0)]
+ratios = [f"{case} {row.measured / row.predicted:.2g}" for case, row in complete.iterrows()]
+Markdown(
+    f"Where all runs are finished, measured over predicted: {', '.join(ratios)}."
+    if ratios
+    else "No part is finished, to compare the prediction with."
+)
 
 # %% tags=["remove-input"]
 files = [run.directory / f"{name}.csv" for run, name in diagnosed(profile)]

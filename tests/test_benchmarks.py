@@ -346,14 +346,3 @@ def test_a_prediction_grows_with_what_a_run_does():
     assert profiles.predicted_hours(reduced, costs) == pytest.approx(hours / 2)
     deeper = make_run("paper", train_images=1000, architecture="resnet38")
     assert 1.8 < profiles.predicted_hours(deeper, costs) / hours < 2.1
-
-
-def test_measured_hours_are_those_of_the_files(tmp_path, monkeypatch):
-    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
-    run = make_run("quick")
-    assert profiles.measured_hours(run) is None
-    run.directory.mkdir(parents=True)
-    pd.DataFrame({"epoch": [1, 2], "seconds": [1000, 800]}).to_csv(run.directory / "history.csv", index=False)
-    table = pd.DataFrame({"attack": ["clean"], "seconds": [1800], "threads": [2]})
-    table.to_csv(run.directory / "evaluations.csv", index=False)
-    assert profiles.measured_hours(run) == pytest.approx(2)

@@ -805,3 +805,13 @@ def test_a_least_difference_has_to_be_exceeded():
         assert verdict.direction == direction
         told = set(ledger.comparisons([verdict]).direction)
         assert told == {"less than claimed" if direction == claims.NOT else "as claimed"}
+
+
+def test_measured_hours_are_those_of_the_files():
+    run = make_run("quick")
+    assert results.hours(run) is None
+    run.directory.mkdir(parents=True)
+    pd.DataFrame({"epoch": [1, 2], "seconds": [1000, 800]}).to_csv(run.directory / "history.csv", index=False)
+    table = pd.DataFrame({"attack": ["clean"], "seconds": [1800], "threads": [2]})
+    table.to_csv(run.directory / "evaluations.csv", index=False)
+    assert results.hours(run) == pytest.approx(2)

@@ -13,7 +13,7 @@ from rnlib.study.comparisons import Comparison, compare
 
 CONDITIONS = {
     "E1": "With batch statistics the same weights withstand the paper's attacks better than with tracked.",
-    "E3": "Batch statistics that cannot follow the attack, and have no mismatch either, are as good.",
+    "E3": "Statistics that fit the batch, and cannot follow the attack, are as good.",
     "E4": "The advantage stays when the attack is stronger: more steps, another loss.",
     "E5": "It stays when a single image of the batch is attacked, so that images cannot defend each other.",
     "E7": "It stays under an attack that uses no gradient.",

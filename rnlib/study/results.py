@@ -185,6 +185,15 @@ def pending(profile: str) -> list[Run]:
     return [run for run in grid(profile) if not (run.directory / store.EVALUATIONS).exists()]
 
 
+def hours(run: Run) -> float | None:
+    """Core-hours of a run's training and evaluation, on whatever machine; None before it is evaluated."""
+    history, accuracies = run.directory / store.HISTORY, run.directory / store.EVALUATIONS
+    if not (history.exists() and accuracies.exists()):
+        return None
+    rows = pd.read_csv(accuracies)
+    return float(pd.read_csv(history).seconds.sum() + rows.seconds.sum()) * int(rows.threads.max()) / 3600
+
+
 def diverged(profile: str) -> list[Run]:
     """The runs of the grid whose training diverged: these are done, and have nothing to evaluate."""
     return [run for run in grid(profile) if has_diverged(run)]
