@@ -147,6 +147,8 @@ decisive.multiplicity(VERDICTS)
 #   batch moves the statistics, so that this variant can be the weaker one there.
 # * Square asks for answers only. It is far weaker than PGD at this number of queries, which is why its
 #   accuracies are high; what counts is which mode it leaves ahead.
+# * Accuracy under attack contains what a mode costs on clean images. {doc}`verdict` has these comparisons in
+#   points lost from clean images as well.
 # * None of this shows that batch statistics are *not* robust to something. It shows what may be said from
 #   a gap under one attack.
 #

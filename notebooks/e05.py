@@ -139,6 +139,8 @@ decisive.multiplicity(VERDICTS)
 #   nobody who is attacked alone has it.
 # * What E6 finds is a hole that tracked statistics do not have: the answer for an image depends on images
 #   that others may have sent. {cite:t}`wu2023` use it against adaptation at test time.
+# * Accuracy under attack contains what a mode costs on clean images. {doc}`verdict` has the comparison in
+#   points lost from clean images as well.
 # * A defence whose strength depends on how many are attacked together says nothing about mismatch: at m = 1
 #   the statistics are those of 99 clean images and one other, as free of mismatch as statistics can be.
 #
