@@ -46,7 +46,8 @@ from IPython.display import display
 from matplotlib import pyplot as plt
 
 from rnlib.study.figures import history_figure, live
-from rnlib.study.work import has_diverged, train_run, training_set
+from rnlib.study.store import has_diverged
+from rnlib.study.work import train_run, training_set
 
 steps = -(-len(training_set(run)) // run.batch_size)
 done, start = 0, perf_counter()

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from rnlib.study import store
 from rnlib.study.runs import IDENTITY, ROOT, Run, grid, results_folder
-from rnlib.study.work import has_diverged
 
 SETTINGS = [key for key in IDENTITY if key != "profile"]
 
@@ -196,7 +195,7 @@ def hours(run: Run) -> float | None:
 
 def diverged(profile: str) -> list[Run]:
     """The runs of the grid whose training diverged: these are done, and have nothing to evaluate."""
-    return [run for run in grid(profile) if has_diverged(run)]
+    return [run for run in grid(profile) if store.has_diverged(run)]
 
 
 def divergence(profile: str) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from rnlib.evaluate import Evaluation, evaluate
 from rnlib.modes import statistics_modes
 from rnlib.study import store
 from rnlib.study.runs import IDENTITY, ROOT, Run, attack_suite, read_profile
-from rnlib.study.store import has_diverged
 from rnlib.train import History, TrainingDiverged, fit
 
 BATCH_SIZE = 100  # of test images, wherever weights are measured
@@ -139,7 +138,7 @@ def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
             directory holds a run with other settings.
     """
     store.read_config(run)
-    if epoch is None and has_diverged(run):
+    if epoch is None and store.has_diverged(run):
         raise ValueError(f"training of {run.name} diverged, it has no weights: see {store.DIVERGED}")
     if epoch is not None and epoch not in run.snapshots:
         raise ValueError(f"epoch is {epoch}, {run.name} keeps snapshots of {run.snapshots}")
