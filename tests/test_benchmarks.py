@@ -59,7 +59,9 @@ def test_every_row_gives_finite_positive_ratios_and_no_case_twice(smoke):
                 continue
             assert math.isfinite(line.value), line
             assert line.low <= line.value <= line.high, line
-            if line.quantity in ("ratio", "cost", "speed", "seconds", "ours", "baseline"):
+            if "attack step" in line.case:  # a difference of two times, which noise can make nothing
+                assert line.value >= 0, line
+            elif line.quantity in ("ratio", "cost", "speed", "seconds", "ours", "baseline"):
                 assert line.value > 0, line
 
 
