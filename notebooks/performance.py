@@ -439,8 +439,8 @@ shown(
 # ## What a profile costs
 #
 # Predicted from the cost of an image, the operations of each network and the number of its passes; measured
-# from the seconds that the runs finished today wrote down, on whatever machine and beside whatever else ran
-# there. So the two machines are seldom the same.
+# from the seconds that the runs finished so far wrote down, on whatever machine and beside whatever else ran
+# there: often a slower one than that of the prediction.
 
 # %% tags=["remove-input"]
 HOURS = ["runs", "predicted"]
