@@ -28,7 +28,7 @@
 #
 # A gap between the statistics modes is not yet evidence for a mismatch. So the two experiments that tell most
 # about its cause on CIFAR-10 are repeated with BatchNorm: {ref}`e03` attacks the same weights with statistics
-# frozen at several sources, among them the clean version of the batch, which has no mismatch; and {ref}`e05`
+# frozen at several sources, among them the clean version of the batch, which fits them; and {ref}`e05`
 # attacks few images of a batch, or one.
 
 # %% tags=["parameters", "remove-cell"]

@@ -160,7 +160,8 @@ def _amount(claim: dict[str, Any], column: str, comparisons: Sequence[Comparison
 
 def signed(claim: dict[str, Any], difference: float) -> str:
     """A difference of a claim with the digits that mean something: one for points, else two."""
-    return f"{difference:+.{1 if UNITS[columns(claim)[0]] == 'points' else 2}f}"
+    digits = 1 if UNITS[columns(claim)[0]] == "points" else 2
+    return f"{round(difference, digits) + 0.0:+.{digits}f}"  # without the sign of -0.0
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:
