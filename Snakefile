@@ -27,7 +27,8 @@ PROBE = f"{FOLDER}/{{run}}/statistics.csv"
 if config.get("runs", "all") not in ("all", "existing"):
     raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
 WANTED = [RESULT.format(run=name) for name in RUNS]
-WANTED += [PROBE.format(run=name) for name, run in RUNS.items() if len(statistics_modes(run.new_model())) > 1]
+HEADLINE = chosen_runs(PROFILE, {})
+WANTED += [PROBE.format(run=run.name) for run in HEADLINE if len(statistics_modes(run.new_model())) > 1]
 WANTED += [f"{FOLDER}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
 PLANE = f"{FOLDER}/{{run}}/landscape.csv"
 WANTED += [PLANE.format(run=run.name) for run in chosen_runs(PROFILE, read_profile(PROFILE)["landscape"]["runs"])]
