@@ -66,12 +66,12 @@ def against_clean(condition):
         for key, name in NAMES.items()
     ]
     return (
-        f"Median over {len(table[table.condition == condition])} channels, {condition} against clean:"
-        f" {'; '.join(parts)}."
+        f"Median over {len(table[table.condition == condition])} channels of {table.run.nunique()} trainings,"
+        f" {condition} against clean: {'; '.join(parts)}."
     )
 
 
-wide = table.pivot(index=["layer", "channel"], columns="condition", values=list(NAMES))
+wide = table.pivot(index=["run", "layer", "channel"], columns="condition", values=list(NAMES))
 figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
 for axis, (key, name) in zip(axes, NAMES.items(), strict=True):
     if not table.empty:
