@@ -25,6 +25,12 @@ def check_count(name: str, value: int) -> None:
         raise ValueError(f"{name} is {value}, it must be at least 1")
 
 
+def check_length(name: str, value: float) -> None:
+    """Raise unless value is finite and above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value}, it must be finite and above 0")
+
+
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
     """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
     if not isinstance(model, nn.Module):

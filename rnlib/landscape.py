@@ -5,7 +5,6 @@ own planes are not used: their directions are uniform on [0, 1), not Gaussian, a
 than a grid says, every second column by a step. Here every point is base + a d1 + b d2, computed anew.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from loss_landscapes.model_interface.model_wrapper import ModelWrapper, SimpleMo
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnlib.checks import check_batch, check_count
+from rnlib.checks import check_batch, check_count, check_length
 from rnlib.crafting import borrowed
 from rnlib.modes import evaluation_mode, use_statistics
 
@@ -108,11 +107,6 @@ def _place(
             parameter.add_(direction[index], alpha=step)
 
 
-def _check_length(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value}, it must be finite and above 0")
-
-
 @torch.no_grad()
 def loss_plane(
     model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", radius: float = 1.0,
@@ -135,7 +129,7 @@ def loss_plane(
     """
     check_batch(model, x, y)
     check_count("points", points)
-    _check_length("radius", radius)
+    check_length("radius", radius)
     if points % 2 == 0:
         raise ValueError(f"points is {points}, it must be odd: the weights themselves are one of them")
     generator = torch.Generator().manual_seed(seed)
@@ -165,7 +159,7 @@ def loss_rise(
     """
     check_batch(model, x, y)
     check_count("directions", directions)
-    _check_length("radius", radius)
+    check_length("radius", radius)
     generator, metric, rises = torch.Generator().manual_seed(seed), MeanLoss(x, y, batch_size), []
     with _prepared(model, statistics) as (wrapper, parameters, base):
         here = metric(wrapper)
@@ -192,7 +186,7 @@ def top_curvature(
     """
     check_batch(model, x, y)
     check_count("steps", steps)
-    _check_length("size", size)
+    check_length("size", size)
     metric, value = MeanLoss(x, y, batch_size), 0.0
     generator = torch.Generator().manual_seed(seed)
     with _prepared(model, statistics) as (wrapper, parameters, base):
