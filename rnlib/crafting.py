@@ -136,7 +136,7 @@ def column(v: Tensor, x: Tensor) -> Tensor:
 
 def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     """A float as a 0-d tensor, a tuple as (1, C, 1, ...), of the dtype and device of x."""
-    tensor = torch.tensor(value, dtype=x.dtype, device=x.device)
+    tensor = torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True)
     if tensor.ndim == 0:
         return tensor
     if len(tensor) != x.shape[1]:

@@ -132,14 +132,16 @@ def augment(images: Tensor, generator: torch.Generator, *, padding: int = 4, fli
     """
     n, _, height, width = images.shape
     source, target = generator.device, images.device
-    offset = torch.randint(2 * padding + 1, (2, n), generator=generator, device=source).to(target)
+    offset = torch.randint(2 * padding + 1, (2, n), generator=generator, device=source)
+    offset = offset.to(target, non_blocking=True)  # else every batch would wait for the device
     # All windows of the padded image, as a view (N, C, 2 padding + 1, 2 padding + 1, H, W): nothing is copied
     # yet.
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(n, device=target), :, offset[0], offset[1]]
     if not flip:
         return cropped
-    mirrored = torch.randint(2, (n, 1, 1, 1), generator=generator, device=source).to(target)
+    mirrored = torch.randint(2, (n, 1, 1, 1), generator=generator, device=source)
+    mirrored = mirrored.to(target, non_blocking=True)
     return torch.where(mirrored == 1, cropped.flip(3), cropped)
 
 

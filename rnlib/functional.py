@@ -99,9 +99,11 @@ class _RangeNorm(Function):
         x, centre, span, inverse, scale, extremes = ctx.saved_tensors
         memory_format = torch.channels_last if channels_innermost(x) else torch.contiguous_format
         grad = grad.contiguous(memory_format=memory_format)
-        # The evaluation form of the kernel sums grad (x - centre) and grad over each channel.
+        # The evaluation form of the kernel sums grad (x - centre) and grad over each channel. A GPU's wants a
+        # weight, and the statistics that it does not use as tensors, if empty ones.
+        ones, unused = torch.ones_like(span), span.new_empty(0)
         _, product, total = torch.ops.aten.native_batch_norm_backward(
-            grad, x, None, centre, torch.ones_like(span), None, None, False, 0.0, [False, True, True]
+            grad, x, ones, centre, ones, unused, unused, False, 0.0, [False, True, True]
         )
         pull = (product * scale / span).mul_(ctx.p)  # of the low on the range, and less that of the high
         push = total * scale  # less the gradient of the centre

@@ -67,8 +67,8 @@ class Training:
             running statistics, loss and validation stay ``"float32"``. Twice as fast on GPUs and on CPUs with
             bfloat16 units; on other CPUs as fast as float32.
         channels_last: memory format of weights and images, the faster one for convolutions.
-        compile: let ``torch.compile`` fuse the network; costs about a minute at the start, and a C++ compiler
-            on a CPU.
+        compile: let ``torch.compile`` fuse the network, and record it as CUDA graphs on a GPU, which halves
+            the time of a step there; costs about a minute at the start, and a C++ compiler on a CPU.
         seed: of order, augmentation, dropout and attack noise (not of the weights).
     """
 
@@ -143,7 +143,9 @@ def fit(
     model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     network: nn.Module = Bfloat16(model) if training.precision == "bfloat16" else model
     if training.compile:
-        network = torch.compile(network)  # type: ignore[assignment]
+        # Most of a GPU's time would go into starting kernels; recorded as a graph they are started together.
+        mode = "reduce-overhead" if torch.device(device).type == "cuda" else None
+        network = torch.compile(network, mode=mode)  # type: ignore[assignment]
     optimizer = torch.optim.SGD(
         model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )

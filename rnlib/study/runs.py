@@ -20,7 +20,7 @@ from rnlib.models import resnet, resnet_released50, vgg
 from rnlib.train import Training
 
 ROOT = Path(__file__).resolve().parents[2]
-PROFILES = ("quick", "laptop", "paper")
+PROFILES = ("quick", "laptop", "gpu", "paper")
 TRAININGS = ("natural", "adversarial")
 IDENTITY = ("profile", "experiment", "dataset", "architecture", "norm", "p", "training", "seed")
 
