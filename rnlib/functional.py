@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 CACHE = 1 << 22  # bytes of a piece: fits the last-level cache of every current CPU
 BLOCK = 256  # pixels of a block, where channels are innermost: the pixels of a channel lie far apart there
+NO_EPS = (
+    1e-30  # added to a variance of 1, nothing; PyTorch 2.10 and 2.11 refuse 0 where it stands for nothing
+)
 WIDTH = 32  # floats in a row of channels that PyTorch's reductions need to be vectorised
 
 
@@ -71,7 +74,7 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     if channels_innermost(x) and x.dtype == scale.dtype:
         return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1))
     # The kernel for batch norm takes half the time of addcmul on contiguous channels, and mixes types.
-    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=0.0)
+    return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
 
 class _RangeNorm(Function):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnlib.batchnorm import BatchNorm, Norm
-from rnlib.functional import range_norm
+from rnlib.functional import NO_EPS, range_norm
 from rnlib.remedies import BatchRenorm, FrozenNorm, NoNorm, NormProp, TrackedNorm, WeightNorm
 
 
@@ -51,7 +51,7 @@ class RobustNorm(Norm):
 
     def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         variance = (second + self.eps) ** (2 * self.p)
-        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, 0.0)
+        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, NO_EPS)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, p={self.p}"
@@ -94,7 +94,7 @@ class _Divided(BatchNorm):
 
     def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
         variance = self.divisor(second) ** 2
-        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, 0.0)
+        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, NO_EPS)
 
 
 class SigmaNorm(_Divided):
