@@ -14,7 +14,7 @@ from rnlib.modes import statistics_modes
 from rnlib.study.book import chapters
 from rnlib.study.diagnostics import DIAGNOSTICS
 from rnlib.study.experiments import other_seed
-from rnlib.study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder
+from rnlib.study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder, shown
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
@@ -66,6 +66,7 @@ rule chapter:
     input:
         notebook="notebooks/{chapter}.ipynb",
         results=WANTED,
+        others=[file for name in shown(PROFILE)[1:] for file in files(results_folder(name))],
         code=files("rnlib"),
         claims="book/claims.yml",
         benchmarks=lambda wildcards: BENCHMARKS if wildcards.chapter == "performance" else [],

@@ -23,8 +23,8 @@
 #
 # ## The experiment
 #
-# One natural training of a ResNet-20 with BatchNorm, the longest of this book, and one with RobustNorm, keep
-# their weights after some of their epochs. Each is attacked in both statistics modes by PGD of 20 steps that
+# One long natural training of a ResNet-20 with BatchNorm, and one with RobustNorm, keep their weights after
+# some of their epochs. Each is attacked in both statistics modes by PGD of 20 steps that
 # climbs
 #
 # * the **cross-entropy**, as everywhere;
@@ -233,8 +233,8 @@ if measured:
 #   gap. Otherwise the cause is another one, such as a summed loss that is spent on images which are fooled
 #   already and pull the statistics of the others ({doc}`e04`).
 # * If it does not open at all, short training is no excuse: the paper's gap of about 20 points has another
-#   origin than the number of epochs, at least up to the length of this run. The paper trains more than
-#   five times as long, with another schedule.
+#   origin than the number of epochs, at least up to the length of this run. {doc}`longer` has networks that
+#   trained more than three times as long, with the paper's schedule.
 # * {doc}`e04` asks the same of more steps, restarts and step sizes at the end of a short training.
 #
 # ## Run it again

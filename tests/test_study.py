@@ -740,13 +740,15 @@ def verdicts_of(*directions):
     ],
 )
 def test_a_condition_holds_only_if_all_of_it_does(monkeypatch, directions, state):
-    names = {f"c{i}": {"decides": "E4", "shared": {"training": "natural"}} for i in range(len(directions))}
+    about = {"decides": "E4", "shared": {"training": "natural"}, "evidence": {"profile": "laptop"}}
+    names = {f"c{i}": about for i in range(len(directions))}
     found = dict(zip(names, verdicts_of(*directions), strict=True))
     monkeypatch.setattr(decision, "read_claims", lambda: names)
     monkeypatch.setattr(decision, "judge", lambda claim_id, profile: found[claim_id])
     (condition,) = [c for c in decision.conditions("laptop", "natural") if c.name == "E4"]
     assert condition.state == state
     assert all(c.state == claims.UNTESTED for c in decision.conditions("laptop", "adversarial"))
+    assert all(c.state == claims.UNTESTED for c in decision.conditions("laptop", "natural", evidence="gpu"))
 
 
 @pytest.mark.parametrize(
@@ -767,8 +769,9 @@ def test_the_rule_as_a_sentence_names_the_conditions(monkeypatch):
     found = [decision.Condition(name, state, ()) for name, state in states.items()]
     lost = [decision.Condition(name, decision.UNCLEAR, ()) for name in ("E1", "E3")]
     both = {False: found, True: found}
-    monkeypatch.setattr(decision, "conditions", lambda profile, training, lost=False: both[lost])
+    monkeypatch.setattr(decision, "conditions", lambda profile, training, *, lost, evidence: both[lost])
     told = decision.sentence("laptop", "natural")
+    assert told.startswith("After 8 epochs of natural training")
     assert "refuted" in told
     assert told.endswith("(E3, E5 contradicted; E1 unclear).")
     both[True] = lost
@@ -795,6 +798,23 @@ def test_points_lost_take_the_difference_on_clean_images_away():
             assert found[name].state == state
             ours = [one.ours for verdict in found[name].verdicts for one in verdict.comparisons]
             assert ours == pytest.approx([gap] * len(ours))
+
+
+def test_a_book_shows_the_results_that_its_profile_names_beside_its_own():
+    """Those of gpu in the book of laptop, with verdicts of their own; never in that of quick."""
+    gap = {"tracked": 30.0, "batch": 50.0, "none": 40.0}
+    fake_results("gpu", lambda run, mode, attack: gap[mode], n=2000)
+    assert claims.judge("longer-natural-attacks", "laptop").direction == claims.REPRODUCED
+    assert claims.judge("longer-natural-attacks", "quick").direction == claims.UNTESTED
+    assert claims.judge("table2-natural-attacks", "laptop").direction == claims.UNTESTED
+    lines = decision.answer("laptop").splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "- After 100 epochs of natural training", "- After 40 epochs of adversarial training",
+        "- After 8 epochs of natural training", "- After 4 epochs of adversarial training",
+    ]  # fmt: skip
+    assert "E1 met" in lines[0]
+    assert "E1" not in lines[2]
+    assert len(decision.answer("quick").splitlines()) == 2
 
 
 def test_a_least_difference_has_to_be_exceeded():

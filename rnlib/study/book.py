@@ -17,6 +17,7 @@ from pathlib import Path
 from platform import python_version
 
 import nbformat
+import pandas as pd
 from sphinx_external_toc.parsing import parse_toc_yaml
 
 import rnlib
@@ -24,7 +25,7 @@ from rnlib.study import results
 from rnlib.study.claims import judge_all, read_claims
 from rnlib.study.ledger import anchor
 from rnlib.study.reference import module_page, modules, overview
-from rnlib.study.runs import ROOT
+from rnlib.study.runs import ROOT, shown
 
 BUILD = ROOT / "_build"
 VERSIONS = ("torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "snakemake", "jupyter-book")
@@ -114,7 +115,9 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
         index.write(overview())
     (source / "status.md").write_text(status_page(notebooks, profile))
     (source / "_static" / "claims.json").write_text(json.dumps(judge_all(profile), indent=1))
-    results.table(profile, "evaluations").to_csv(source / "_static" / "results.csv", index=False)
+    accuracies = [results.table(name, "evaluations") for name in shown(profile)]
+    accuracies = [table for table in accuracies if len(table)] or accuracies[:1]
+    pd.concat(accuracies).to_csv(source / "_static" / "results.csv", index=False)
 
 
 def render(source: Path, output: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from rnlib.study.comparisons import Comparison, compare
-from rnlib.study.runs import PROFILES, ROOT
+from rnlib.study.runs import PROFILES, ROOT, shown
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly reproduced", "not reproduced"
 SUPPORTED, PARTLY_SUPPORTED, NOT_SUPPORTED = "supported", "partly supported", "not supported"
@@ -96,7 +96,7 @@ def columns(entry: dict[str, Any]) -> list[str]:
 
 
 def judge(claim_id: str, profile: str) -> Verdict:
-    """The verdict on a claim from the results of a profile.
+    """The verdict on a claim from the results of a profile, and of those that its book shows as well.
 
     Raises:
         KeyError: no such claim; the known ids are named.
@@ -107,7 +107,7 @@ def judge(claim_id: str, profile: str) -> Verdict:
         raise KeyError(f"no claim {claim_id!r} in book/claims.yml; known are {', '.join(claims)}")
     claim = claims[claim_id]
     need = claim["evidence"]
-    comparisons = tuple(compare(claim, profile)) if need["profile"] == profile else ()
+    comparisons = tuple(compare(claim, need["profile"])) if need["profile"] in shown(profile) else ()
     enough = [c for c in comparisons if c.images >= need["images"] and c.seeds >= need["seeds"]]
     (values,) = claim.get("over", {"": [""]}).values()
     seconds = len(claim["second"]) if isinstance(claim["second"], list) else 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from rnlib.study.claims import UNTESTED, Verdict, judge, read_claims
 from rnlib.study.comparisons import Comparison, compare
+from rnlib.study.runs import TRAININGS, read_profile, shown
 
 CONDITIONS = {
     "E1": "With batch statistics the same weights withstand the paper's attacks better than with tracked.",
@@ -46,10 +47,13 @@ class Condition:
     verdicts: tuple[Verdict, ...]
 
 
-def conditions(profile: str, training: str, *, lost: bool = False) -> list[Condition]:
+def conditions(
+    profile: str, training: str, *, lost: bool = False, evidence: str = "laptop"
+) -> list[Condition]:
     """The conditions after natural or adversarial training.
 
     Args:
+        evidence: the claims that rest on results of this profile, one that the book of ``profile`` shows.
         lost: compare the points lost from clean images to attacked ones, image by image, in place of the
             accuracy on attacked ones. Two sides that differ on clean images differ in both ways.
     """
@@ -58,18 +62,20 @@ def conditions(profile: str, training: str, *, lost: bool = False) -> list[Condi
         verdicts = tuple(
             judge(claim_id, profile)
             for claim_id, claim in read_claims().items()
-            if claim.get("decides") == name and claim["shared"].get("training") == training
+            if claim.get("decides") == name
+            and claim["shared"].get("training") == training
+            and claim["evidence"]["profile"] == evidence
         )
         if lost:
-            verdicts = tuple(replace(one, comparisons=_lost(one.claim, profile)) for one in verdicts)
+            verdicts = tuple(replace(one, comparisons=_lost(one.claim)) for one in verdicts)
         found.append(Condition(name, _state(verdicts), verdicts))
     return found
 
 
-def _lost(claim: dict[str, Any], profile: str) -> tuple[Comparison, ...]:
+def _lost(claim: dict[str, Any]) -> tuple[Comparison, ...]:
     table = claim.get("table", "evaluations")
     clean = {"attack": "clean"} | ({} if table in WITH_CLEAN else {"table": "evaluations"})
-    return tuple(compare(claim | {"gap_at": clean}, profile))
+    return tuple(compare(claim | {"gap_at": clean}, claim["evidence"]["profile"]))
 
 
 def _state(verdicts: tuple[Verdict, ...]) -> str:
@@ -95,13 +101,20 @@ def decide(found: list[Condition]) -> str:
     return OPEN if UNTESTED in states else UNDECIDED
 
 
-def sentence(profile: str, training: str) -> str:
+def sentence(profile: str, training: str, evidence: str = "laptop") -> str:
     """What the rule says after a training, and of points lost if that is another thing, in words."""
-    found, lost = conditions(profile, training), conditions(profile, training, lost=True)
-    told = f"After {training} training, that tracking is the cause {said(found)}."
+    found, lost = (conditions(profile, training, lost=lost, evidence=evidence) for lost in (False, True))
+    epochs = read_profile(evidence)[training]["epochs"]
+    told = f"After {epochs} epochs of {training} training, that tracking is the cause {said(found)}."
     if decide(lost) == decide(found):
         return told
     return f"{told} Counted in points lost from clean images, it {said(lost)}."
+
+
+def answer(profile: str) -> str:
+    """What the rule says after each training that the book of a profile shows, the longest first: a list."""
+    shorter_last = [*reversed(shown(profile)[1:]), "laptop"]
+    return "\n".join(f"- {sentence(profile, t, name)}" for name in shorter_last for t in TRAININGS)
 
 
 def said(found: list[Condition]) -> str:

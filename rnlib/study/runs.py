@@ -35,7 +35,7 @@ class Run:
     """Every setting of a training; :func:`make_run` fills in what a profile says.
 
     Attributes:
-        profile: quick, laptop or paper.
+        profile: quick, laptop, gpu or paper.
         experiment: what the run is for; a profile may give each experiment settings of its own.
         dataset: a name of ``rnlib.data.STATISTICS``.
         architecture: resnet<depth>, resnet_released50 or vgg<depth>.
@@ -156,6 +156,11 @@ def read_profile(profile: str) -> dict[str, Any]:
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}")
     return yaml.safe_load((ROOT / "profiles" / f"{profile}.yml").read_text())
+
+
+def shown(profile: str) -> tuple[str, ...]:
+    """The profiles whose results the book of a profile shows: itself, and those that its ``beside`` names."""
+    return (profile, *read_profile(profile).get("beside", ()))
 
 
 def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,327 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# (longer)=
+# # Ten times the training
+#
+# :::{admonition} The question
+# The paper trains for 164 epochs, the networks of most pages here for 8 (natural) and 4 (adversarial), since
+# that is what two CPU cores can do. Is a result of theirs one of the paper's claims, or of short training?
+# :::
+#
+# ## The experiment
+#
+# ResNet-20 with BatchNorm and with RobustNorm, trained for 100 epochs naturally and for 40 adversarially on a
+# GPU: the paper's learning rate of 0.1, divided by 10 after the same share of the epochs as in the paper, in
+# float32. One seed. The attack in adversarial training is the one of all pages, three steps of eps / 2. Then
+#
+# * Table 2 and the clean accuracies of Table 3 again, on twice as many test images;
+# * the statistics ladder ({doc}`e03`): if a *misfit* of the tracked statistics made networks vulnerable,
+#   statistics frozen at the clean batch would be the most robust of all;
+# * transfer ({doc}`e01`), with a third way to craft images: *detached* takes the batch's statistics as given,
+#   so that no gradient passes through them. If batch statistics make the network robust, this attack finds
+#   no more than the usual one. If they only mislead the attack's gradient, it finds what that one missed;
+# * PGD that climbs the margin, and 100 steps of it ({doc}`e04`).
+
+# %% tags=["parameters", "remove-cell"]
+profile = "quick"  # quick, laptop or paper
+
+# %% tags=["remove-cell"]
+from rnlib.study.parameters import parameters
+
+parameters(globals(), ["profile"])
+
+# %% tags=["hide-input"]
+import matplotlib.pyplot as plt
+import pandas as pd
+from IPython.display import Markdown, display
+
+from rnlib.study import beside, decision, decisive, ledger, pages, panels, results
+from rnlib.study.claims import judge
+from rnlib.study.figures import PALETTE, accuracy_figure, style
+from rnlib.study.runs import TRAININGS, shown
+
+style()
+LONG = "gpu"  # the profile of these runs
+there = LONG in shown(profile)
+if there:
+    display(pages.setting(LONG))
+    display(panels.pending(LONG, "transfer", "ladder", "adequacy", "black_box"))
+else:
+    display(Markdown(f"The book of the profile `{profile}` does not show these runs; that of `laptop` does."))
+
+
+def table(name):
+    """A diagnostic of the long runs, by network; without rows where the book does not show them."""
+    found = decisive.networks(LONG, name)
+    return found if there else found.iloc[:0]
+
+
+def claims(*names):
+    return [f"longer-{name}" for name in names]
+
+
+def told(*names):
+    return ledger.differences(*(judge(claim, profile) for claim in claims(*names)))
+
+
+# %% [markdown]
+# ## The paper's comparison
+
+# %% tags=["hide-input"]
+SERIES = [(norm, mode) for norm in decisive.NORMS for mode in decisive.MODES]
+ATTACKS = ["clean", "noise", "grad_sign", "bim_linf", "pgd_linf"]
+if there:
+    display(
+        pages.show(
+            accuracy_figure(LONG, 2, list(TRAININGS), ATTACKS, SERIES),
+            caption=(
+                "After 100 epochs of natural and 40 of adversarial training. BatchNorm, batch minus tracked"
+                " statistics, the same weights, in points, ours and in brackets the paper's: natural"
+                f" {told('natural-attacks', 'natural-noise')}; adversarial"
+                f" {told('adversarial-attacks', 'adversarial-noise')}."
+            ),
+            alt=(
+                "Accuracy clean and under four attacks for BatchNorm and RobustNorm in both statistics modes,"
+                " the paper's numbers of BatchNorm beside ours; a panel for each training."
+            ),
+            notebook="longer",
+            profile=profile,
+        )
+    )
+
+# %% tags=["hide-input"]
+TABLE2 = claims(*(f"{t}-{name}" for t in TRAININGS for name in ("attacks", "noise", "clean")))
+TABLE2 += claims("natural-twenty", "adversarial-thirty")
+for claim in TABLE2:
+    display(ledger.verdict(claim, profile))
+
+# %% [markdown]
+# ## The gap against the length of training
+#
+# All trainings of a ResNet-20 with BatchNorm in this book, by their number of epochs, with the paper's 164.
+# They differ in more than that: the learning rate follows one cycle up to 30 epochs and falls in steps in the
+# longest and in the paper, and the numbers of images and seeds differ.
+
+
+# %% tags=["hide-input"]
+def gap(name, pair):
+    """Batch minus tracked in points on the same images of one run, with its 95% interval."""
+    hits = {row.statistics: 100.0 * results.outcomes(name, "evaluations", row) for _, row in pair.iterrows()}
+    return results.difference(hits["batch"], hits["tracked"])
+
+
+def gaps():
+    """Batch minus tracked under an attack, in points, for every training of BatchNorm of a ResNet-20."""
+    rows = []
+    for name in shown(profile):
+        ours = results.table(name, "evaluations")
+        ours = ours[(ours.norm == "batch_norm") & (ours.architecture == "resnet20")]
+        ours = ours[ours.dataset.eq("cifar10-jpeg") & ours.experiment.isin(["headline", "short", "long"])]
+        for (training, epochs, attack), found in ours.groupby(["training", "epochs", "attack"]):
+            differences = [gap(name, pair) for _, pair in found.groupby("seed")]
+            mean, low, high = differences[0]
+            if len(differences) > 1:
+                means = [mean for mean, _, _ in differences]
+                mean, (low, high) = sum(means) / len(means), results.over_seeds(means)
+            rows.append((training, epochs, attack, mean, low, high))
+    return pd.DataFrame(rows, columns=["training", "epochs", "attack", "gap", "low", "high"])
+
+
+def gap_figure(found):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    theirs = results.select(results.paper(2), {"norm": "batch_norm"})
+    for axis, training in zip(axes, TRAININGS, strict=True):
+        for colour, shift, (attack, label) in zip(PALETTE, (0.92, 1, 1.08), LABELS.items(), strict=False):
+            rows = found[(found.training == training) & (found.attack == attack)].sort_values("epochs")
+            errors = [rows.gap - rows.low, rows.high - rows.gap]
+            axis.errorbar(rows.epochs, rows.gap, errors, color=colour, marker="o", capsize=2, label=label)
+            paper = results.select(theirs, {"training": training, "attack": attack})
+            paper = paper.set_index("statistics").accuracy
+            axis.plot(164 * shift, paper.batch - paper.tracked, "o", color=colour, markerfacecolor="none")
+        axis.axhline(0, color="0.3", linewidth=1)
+        ticks = [*sorted(found[found.training == training].epochs.unique()), 164]
+        axis.set(title=f"{training.capitalize()} training", xlabel="epochs", xscale="log")
+        axis.set_xticks(ticks, [str(tick) for tick in ticks], fontsize="small")
+        axis.set_xticks([], minor=True)
+    axes[0].set_ylabel("batch minus tracked (points)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    handles.append(plt.Line2D([], [], color="0.3", marker="o", markerfacecolor="none", linestyle=""))
+    figure.legend(handles, [*labels, "the paper"], loc="outside lower center", ncols=4, fontsize="small")
+    return figure
+
+
+LABELS = {"noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"}
+if there:
+    found = gaps()
+    ends = "; ".join(
+        f"{training} " + ", ".join(f"{row.gap:+.1f} after {row.epochs}" for row in rows.itertuples())
+        for training in TRAININGS
+        if len(rows := found[(found.training == training) & (found.attack == "pgd_linf")])
+    )
+    display(
+        pages.show(
+            gap_figure(found),
+            caption=(
+                "BatchNorm, batch minus tracked statistics of the same weights, against the epochs of"
+                f" training. Under PGD, in points: {ends}."
+            ),
+            alt="Gap in points against epochs under noise, GradSign and PGD, a panel for each training.",
+            notebook="longer",
+            profile=profile,
+        )
+    )
+
+# %% [markdown]
+# ## What the gap is
+#
+# Statistics from six sources, all with the same weights. The *clean twin* is frozen at the clean batch: it
+# fits the images at hand, and cannot follow the attack.
+
+# %% tags=["hide-input"]
+if len(ladder := table("ladder")):
+    display(
+        pages.show(
+            decisive.ladder_figure(ladder),
+            caption=(
+                "Accuracy with statistics from each source, attacked as they are. BatchNorm, clean twin minus"
+                f" tracked, in points: natural {told('twin-natural')}; adversarial"
+                f" {told('twin-adversarial')}. Batch minus clean twin: natural {told('follow-natural')};"
+                f" adversarial {told('follow-adversarial')}."
+            ),
+            alt="For each network, four dots for each source of statistics: clean, noise, GradSign, PGD.",
+            notebook="longer",
+            profile=profile,
+        )
+    )
+
+# %% [markdown]
+# The same images of PGD, crafted in three ways and classified in both modes:
+
+# %% tags=["hide-input"]
+TESTED = dict(decisive.MODES) | {"reshuffled": ("batch statistics, other batches", PALETTE[2], ":")}
+if len(transfer := table("transfer")):
+    display(
+        pages.show(
+            panels.categories(
+                transfer[transfer.attack == "pgd_linf"], x="crafted", series="tested", looks=TESTED,
+                panel="network", columns=2, height=2.8,
+            ),
+            caption=(
+                "PGD crafted in one way (below) and classified in another (colour). Batch statistics under"
+                " the detached attack minus tracked ones under their own, BatchNorm, in points: natural"
+                f" {told('detached-natural')}; adversarial {told('detached-adversarial')}."
+            ),
+            alt=(
+                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
+                " three dots, with tracked statistics, with those of the batch, and in other batches."
+            ),
+            notebook="longer",
+            profile=profile,
+        )
+    )  # fmt: skip
+
+# %% tags=["hide-input"]
+CAUSES = claims(*(f"{name}-{t}" for name in ("twin", "follow", "detached") for t in TRAININGS))
+CAUSES += claims("margin-natural", "steps-natural")
+for claim in CAUSES:
+    display(ledger.verdict(claim, profile))
+
+# %% [markdown]
+# Every attack on BatchNorm after natural training that was measured ({doc}`e04`), accuracy in percent:
+
+# %% tags=["hide-input"]
+if len(adequacy := table("adequacy")):
+    wide = adequacy.pivot(index="attack", columns="statistics", values="accuracy")
+    display(wide.loc[adequacy.attack.unique()].round(1))
+else:
+    display(Markdown("Nothing of it has been measured yet."))
+
+# %% [markdown]
+# By the conditions that were written down for this question ({ref}`verdict`), as far as they are measured:
+
+# %% tags=["hide-input"]
+Markdown("\n".join(f"- {decision.sentence(profile, training, LONG)}" for training in TRAININGS))
+
+# %% [markdown]
+# ## RobustNorm
+
+# %% tags=["hide-input"]
+PARTS = ("robust-norm-clean", "robust-norm-kept", "robust-norm", "robust-norm-tracked")
+ROBUST = claims(*(f"{t}-{part}" for t in TRAININGS for part in PARTS))
+for claim in ROBUST:
+    display(ledger.verdict(claim, profile))
+
+# %% [markdown]
+# ## Along the training
+#
+# The validation losses of Figures 3 and 8. Steps of the learning rate, as in the paper, leave time at a high
+# rate.
+
+# %% tags=["hide-input"]
+curves = beside.series(results.curves(LONG))
+looks = beside.looks(SERIES)
+if there and len(curves):
+    by_epoch = curves.sort_values("training", ascending=False)
+    display(
+        pages.show(
+            panels.lines(
+                by_epoch[by_epoch.series.isin(looks)], x="epoch", series="series", looks=looks,
+                panel="training", xlabel="epoch", value="val_loss", ylabel="validation loss", ticks=False,
+                titles={t: f"{t.capitalize()} training" for t in TRAININGS},
+            ),
+            caption=(
+                "Validation loss by epoch on 1,000 clean test images, the same training in both modes. How"
+                " far it lies above its lowest so far in adversarial training, mean over epochs, tracked"
+                f" minus batch statistics, in nats: {told('rising')}."
+            ),
+            alt="Validation loss against epochs in both statistics modes, a panel for each training.",
+            notebook="longer",
+            profile=profile,
+        )
+    )  # fmt: skip
+ledger.verdict("longer-rising", profile)
+
+# %% [markdown]
+# ## The numbers
+#
+# Differences in points (of losses in nats), first condition minus second, of the same images; the intervals
+# are over images and say nothing of other seeds.
+
+# %% tags=["hide-input"]
+ledger.comparisons([judge(claim, profile) for claim in TABLE2 + CAUSES + ROBUST + claims("rising")])
+
+# %% [markdown]
+# ## What it means
+#
+# * **Short and long.** Where {doc}`table2` has no gap and this page has one, the paper's observation needs
+#   long training, and pages on the short one are about networks without anything to explain.
+# * **What a gap is.** Three things that have to hold if the misfit of tracked statistics is its cause can be
+#   looked at on the same weights: whether statistics that fit the clean batch help, whether the gap stays
+#   under an attack that takes them as given, and whether it stays under a loss that does not vanish. The
+#   verdicts above say which hold. An attack that finds more by *leaving out* a part of the gradient was
+#   misled by that part: a defence that rests on this is one of gradient masking ({cite:t}`athalye2018`), and
+#   falls to whoever knows of it.
+# * **Adversarial training.** There images are crafted through batch statistics while the network is trained;
+#   see {doc}`e09` for what the mode of crafting does. The paper's tracked row after it has the widest
+#   intervals of its Table 2, and its Figures 3 and 8 have curves of tracked statistics that swing from epoch
+#   to epoch.
+# * One seed of each network, one architecture, one data set. The trainings of 8 and 4 epochs have three
+#   seeds.
+#
+# ## Run it again
+#
+# Eight minutes of one H100 GPU with the four trainings side by side; hours on a CPU:
+#
+# ```
+# snakemake -j4 --config profile=gpu
+# papermill notebooks/longer.ipynb out.ipynb -p profile laptop
+# ```
