@@ -16,7 +16,7 @@
 # batch_size, jitter, composition, snapshots, code_path or spreads.
 
 # %% tags=["parameters"]
-profile = "quick"  # quick, laptop or paper
+profile = "quick"  # quick, laptop, gpu or paper
 experiment = None  # None: headline, or another of the profile
 dataset = None  # None: the profile's, here and below; the run is named by the same settings as in train
 architecture = None

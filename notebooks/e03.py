@@ -108,6 +108,7 @@ decisive.multiplicity(VERDICTS)
 # * Under noise the same step tells where the gain of batch statistics comes from: the twin has not seen the
 #   noise. A gain that needs statistics which have seen it is an adaptation to a shift of all images, not
 #   robustness of the network ({cite:t}`schneider2020`).
+# * {doc}`longer` has the same ladder after ten times the training.
 #
 # ## Run it again
 #

@@ -151,6 +151,7 @@ decisive.multiplicity(VERDICTS)
 #   points lost from clean images as well.
 # * None of this shows that batch statistics are *not* robust to something. It shows what may be said from
 #   a gap under one attack.
+# * {doc}`longer` repeats it on a network that trained ten times as long.
 #
 # ## Run it again
 #

@@ -15,7 +15,7 @@
 # modes, and measures how sharp it is.
 
 # %% tags=["parameters"]
-profile = "quick"  # quick, laptop or paper
+profile = "quick"  # quick, laptop, gpu or paper
 experiment = None  # None: headline, or another of the profile
 dataset = None  # None: the profile's, here and below; the run is named by the same settings as in train
 architecture = None

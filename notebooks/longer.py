@@ -229,6 +229,13 @@ if len(transfer := table("transfer")):
         )
     )  # fmt: skip
 
+# %% [markdown]
+# The strongest of the three ways of crafting is what a mode has to withstand. An image counts here only where
+# it stays correct under *every* one of them:
+
+# %% tags=["hide-input"]
+decisive.strongest(LONG, transfer)
+
 # %% tags=["hide-input"]
 CAUSES = claims(*(f"{name}-{t}" for name in ("twin", "follow", "detached") for t in TRAININGS))
 CAUSES += claims("margin-natural", "steps-natural")

@@ -17,7 +17,7 @@
 # after its last epoch. A training that diverges is a result as well: `diverged.json` says where.
 
 # %% tags=["parameters"]
-profile = "quick"  # quick, laptop or paper
+profile = "quick"  # quick, laptop, gpu or paper
 experiment = None  # None: headline, or another of the profile
 dataset = None  # None: the profile's, here and below
 architecture = None  # resnet20, resnet38, vgg11, ...

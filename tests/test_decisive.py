@@ -1,4 +1,4 @@
-"""Corrections for many comparisons, against values worked out by hand and scipy's tests."""
+"""Corrections for many comparisons, against values worked out by hand and scipy's tests; transfer by hand."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from rnlib.study import decisive, store
 from rnlib.study.claims import Verdict
 from rnlib.study.comparisons import Comparison
 from rnlib.study.decisive import holm, multiplicity, networks, p_value
 from rnlib.study.results import over_seeds
+from rnlib.study.runs import make_run
 
 
 def comparison(ours, low, high, seeds=1):
@@ -57,3 +59,24 @@ def test_the_sentence_counts_differences_and_leaves_out_margins():
 def test_networks_are_empty_where_nothing_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
     assert networks("laptop", "transfer", attack="pgd_linf").empty
+
+
+def test_the_strongest_way_of_crafting_leaves_what_all_of_them_leave(tmp_path, monkeypatch):
+    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
+    run = make_run("laptop", norm="batch_norm", training="natural", seed=0)
+    left = {  # of four images: crafted in one mode, tested in another
+        ("tracked", "tracked"): [1, 0, 0, 1], ("batch", "tracked"): [1, 1, 0, 1],
+        ("tracked", "batch"): [1, 1, 1, 1], ("batch", "batch"): [0, 1, 1, 0],
+    }  # fmt: skip
+    keys = {"run": run.name, "attack": "pgd_linf", "n": 4}
+    rows = [
+        keys | {"crafted": crafted, "tested": tested, "correct": sum(hit), "accuracy": 25.0 * sum(hit)}
+        for (crafted, tested), hit in left.items()
+    ]
+    store.write_rows(run.directory / "transfer.csv", rows)
+    outcomes = {"/".join(pair): np.array(hit, bool) for pair, hit in left.items()}
+    store.write_correct(run.directory / "transfer.npz", outcomes)
+    (row,) = decisive.strongest("laptop", networks("laptop", "transfer")).to_dict("records")
+    assert (row["tracked"], row["batch"], row["crafted"]) == (50.0, 50.0, "tracked, batch")
+    assert row["batch minus tracked"].startswith("+0.0")
+    assert decisive.strongest("laptop", networks("laptop", "ladder")).empty

@@ -12,6 +12,7 @@ from scipy import stats
 from rnlib.study import panels, results
 from rnlib.study.claims import Verdict
 from rnlib.study.comparisons import Comparison
+from rnlib.study.figures import ATTACKS
 
 MODES = panels.names(["tracked", "batch"], {"tracked": "tracked statistics", "batch": "batch statistics"})
 NORMS = {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
@@ -60,6 +61,32 @@ def fraction_figure(table: pd.DataFrame) -> Figure:
         series="statistics", looks=MODES, panel="network", xlabel="attacked images of 100",
         columns=_columns(table),
     )  # fmt: skip
+
+
+def strongest(profile: str, transfer: pd.DataFrame) -> pd.DataFrame:
+    """E2: accuracy over images that stay correct under every way of crafting, in either mode.
+
+    Args:
+        transfer: rows of that diagnostic, as :func:`networks` has them.
+    """
+    columns = ["network", "attack", "crafted", "tracked", "batch", "batch minus tracked"]
+    rows = []
+    groups = transfer.groupby(["network", "attack", "run"], sort=False) if len(transfer) else ()
+    for (network, attack, _), found in groups:
+        hits = {}
+        for mode, part in found.groupby("tested"):
+            outcomes = [results.outcomes(profile, "transfer", row) for _, row in part.iterrows()]
+            kept = [one for one in outcomes if one is not None]
+            if len(kept) == len(outcomes):
+                hits[mode] = 100.0 * np.logical_and.reduce(kept)
+        if set(hits) >= set(MODES):
+            gap, low, high = results.difference(hits["batch"], hits["tracked"])
+            crafted = ", ".join(dict.fromkeys(found.crafted))
+            means = [hits[mode].mean().round(1) for mode in ("tracked", "batch")]
+            rows.append(
+                (network, ATTACKS[attack], crafted, *means, f"{gap:+.1f} ({low:+.1f} to {high:+.1f})")
+            )
+    return pd.DataFrame(rows, columns=columns)
 
 
 def p_value(comparison: Comparison) -> float:
