@@ -21,7 +21,8 @@
 #
 # ResNet-20 with BatchNorm and with RobustNorm, trained for 100 epochs naturally and for 40 adversarially on a
 # GPU: the paper's learning rate of 0.1, divided by 10 after the same share of the epochs as in the paper, in
-# float32. One seed. The attack in adversarial training is the one of all pages, three steps of eps / 2. Then
+# float32 (with convolutions in TF32, PyTorch's default there). One seed. The attack in adversarial training
+# is the one of all pages, three steps of eps / 2. Then
 #
 # * Table 2 and the clean accuracies of Table 3 again, on twice as many test images;
 # * the statistics ladder ({doc}`e03`): if a *misfit* of the tracked statistics made networks vulnerable,

@@ -43,7 +43,7 @@ from matplotlib.ticker import MaxNLocator
 from rnlib.study import decision, ledger, pages, results
 from rnlib.study.claims import read_claims
 from rnlib.study.figures import PALETTE, style
-from rnlib.study.runs import TRAININGS
+from rnlib.study.runs import TRAININGS, read_profile, shown
 
 style()
 FOUND = {training: decision.conditions(profile, training) for training in TRAININGS}
@@ -66,10 +66,15 @@ def cell(condition):
     return f"{state} {', '.join(links)}"
 
 
-lines = ["| | Condition | Natural training | Adversarial training |", "|---|---|---|---|"]
-for natural, adversarial in zip(*FOUND.values(), strict=True):
-    text = decision.CONDITIONS[natural.name]
-    lines.append(f"| {natural.name} | {text} | {cell(natural)} | {cell(adversarial)} |")
+columns = {f"{read_profile('laptop')[t]['epochs']} epochs, {t}": FOUND[t] for t in TRAININGS}
+for longer in shown(profile)[1:]:
+    for t in TRAININGS:
+        name = f"{read_profile(longer)[t]['epochs']} epochs, {t}"
+        columns[name] = decision.conditions(profile, t, evidence=longer)
+lines = [f"| | Condition | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+for row in zip(*columns.values(), strict=True):
+    name = row[0].name
+    lines.append(f"| {name} | {decision.CONDITIONS[name]} | {' | '.join(map(cell, row))} |")
 Markdown("\n".join(lines))
 
 # %% [markdown]
