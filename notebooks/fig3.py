@@ -249,8 +249,9 @@ ledger.comparisons([judge(claim, profile) for claim in CLAIMS])
 #   schedule that ends at a low learning rate, as ours does, lets the averages catch up in the last epochs;
 #   the paper's steps down after three quarters of its epochs.
 # * If our curves do not show what the paper's do, the budget is a possible reason: few epochs, no time at a
-#   high learning rate. The paper's own numbers of adversarial training hold the same sign of unsteadiness,
-#   see {doc}`contradictions`.
+#   high learning rate. {doc}`longer` has the curves of 40 adversarial epochs with steps of the learning rate.
+#   The paper's own numbers of adversarial training hold the same sign of unsteadiness, see
+#   {doc}`contradictions`.
 # * {doc}`e09` replaces the averages of finished trainings by better ones and measures what that changes.
 #
 # ## Run it again
