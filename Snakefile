@@ -66,7 +66,7 @@ rule chapter:
     input:
         notebook="notebooks/{chapter}.ipynb",
         results=WANTED,
-        others=[file for name in shown(PROFILE)[1:] for file in files(results_folder(name))],
+        others=[file for name in shown(PROFILE)[1:] for file in files(results_folder(name)) if "checkpoint" not in file],
         code=files("rnlib"),
         claims="book/claims.yml",
         benchmarks=lambda wildcards: BENCHMARKS if wildcards.chapter == "performance" else [],

@@ -175,8 +175,8 @@ else:
 
 # %% [markdown]
 # A schedule whose learning rate ends at 0, as in the profile `laptop`, leaves little to choose. In the
-# paper's 164 epochs of adversarial training the validation loss of tracked statistics swings from epoch to
-# epoch (its Figures 3 and 8), and the two modes may keep different epochs, hence different weights.
+# paper's 164 epochs of adversarial training the validation loss of tracked statistics differs much between
+# restarts (its Figures 3 and 8), and the two modes may keep different epochs, hence different weights.
 # {doc}`e14` has the attacked accuracies of the weights along one training.
 #
 # ## Its batch norm, from the first step on

@@ -191,7 +191,7 @@ decisive.multiplicity(VERDICTS)
 # * If reshuffling saves images, they were crafted for their neighbours as much as for themselves. If it does
 #   not, what moves the statistics is common to all attacked batches.
 # * An image lost under one of three ways of crafting is lost: the last table is nearer to what an attacker
-#   can do than any single row, and is the fairest comparison of the modes on this page.
+#   can do than any single row; for batch statistics it is a bound, since a batch is crafted in one way.
 # * {doc}`longer` repeats this on networks that trained ten times as long.
 #
 # ## Run it again

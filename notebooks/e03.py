@@ -102,6 +102,8 @@ decisive.multiplicity(VERDICTS)
 # * The twin fits the images and not the training, which saw augmented ones. *Plain* averages share this
 #   difference, and *augmented* ones do not: what *plain* is behind *tracked* is the price of leaving out the
 #   augmentation, and only what the twin is behind *plain* comes from fitting one batch.
+# * The twin fits the *clean* images. That attacked ones need statistics of their own is another hypothesis:
+#   {doc}`e01` has it, with batch statistics that the attack takes as given.
 # * The step from the twin to the batch adds one thing only, that the statistics follow the attack. What is
 #   gained there is a defence of the batch by its own perturbations; it is lost when images are attacked alone
 #   ({ref}`e05`).

@@ -116,20 +116,21 @@ def test_an_attack_finds_the_same_images(norm, attack):
 def test_training_is_that_of_the_cpu(norm, training):
     # Drawn on the device, the chance of an attack is another: the images it starts from have to be the same.
     if training.attack is not None:
-        training = replace(training, attack=BIM(0.03, steps=2))
+        training = replace(training, attack=BIM(0.2, steps=2))
     histories = [
         fit(network(norm), dataset(), training, validation=dataset(16), device=device)
         for device in ("cpu", "cuda")
     ]
     for here, there in zip(*histories, strict=True):
-        assert there["train_loss"] == pytest.approx(here["train_loss"], rel=0.01)
+        assert there["train_loss"] == pytest.approx(here["train_loss"], rel=0.02)
 
 
 @pytest.mark.parametrize("options", [{"compile": True}, {"precision": "bfloat16"}, {"channels_last": False}])
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
 def test_every_way_to_train_comes_to_the_same_loss(norm, options):
-    plain = fit(network(norm), dataset(), ADVERSARIAL, device="cuda")
-    other = fit(network(norm), dataset(), replace(ADVERSARIAL, **options), device="cuda")
+    strong = replace(ADVERSARIAL, attack=BIM(0.2, steps=2))  # of which the loss depends much
+    plain = fit(network(norm), dataset(), strong, device="cuda")
+    other = fit(network(norm), dataset(), replace(strong, **options), device="cuda")
     assert other[-1]["train_loss"] == pytest.approx(plain[-1]["train_loss"], rel=0.05)
 
 
@@ -143,8 +144,9 @@ def test_a_killed_training_goes_on(tmp_path):
     fit(whole, dataset(), ADVERSARIAL, device="cuda")
     with pytest.raises(KeyboardInterrupt):
         fit(half, dataset(), ADVERSARIAL, device="cuda", checkpoint=kept, on_epoch=stop)
-    resumed = network()
-    fit(resumed, dataset(), ADVERSARIAL, device="cuda", checkpoint=kept)
+    resumed, steps = network(), []
+    fit(resumed, dataset(), ADVERSARIAL, device="cuda", checkpoint=kept, on_step=lambda: steps.append(0))
+    assert len(steps) == 4  # of the second epoch alone
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
@@ -166,7 +168,7 @@ def test_a_measurement_is_that_of_the_cpu(statistics, wrap):
 @pytest.mark.parametrize("attack", [None, PGD(0.03, steps=2), PGDL2((0.1, 0.2, 0.3), steps=2)], ids=str)
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm", "no_norm"])
 def test_no_step_waits_for_the_gpu(norm, attack, monkeypatch):
-    """PyTorch raises an error at whatever waits, from the end of the first step to that of the last."""
+    """PyTorch raises an error at the waits that it knows of, from the end of the first step to the last."""
     model, steps = network(norm), []
     monkeypatch.setattr(train, "CHECK_EVERY", 10**9)
 

@@ -111,10 +111,15 @@ def sentence(profile: str, training: str, evidence: str = "laptop") -> str:
     return f"{told} Counted in points lost from clean images, it {said(lost)}."
 
 
+def budgets(profile: str) -> list[str]:
+    """The profiles whose results decide in the book of a profile, the longest training first."""
+    deciding = {claim["evidence"]["profile"] for claim in read_claims().values() if "decides" in claim}
+    return [name for name in dict.fromkeys([*reversed(shown(profile)), "laptop"]) if name in deciding]
+
+
 def answer(profile: str) -> str:
-    """What the rule says after each training that the book of a profile shows, the longest first: a list."""
-    shorter_last = [*reversed(shown(profile)[1:]), "laptop"]
-    return "\n".join(f"- {sentence(profile, t, name)}" for name in shorter_last for t in TRAININGS)
+    """What the rule says after each training that :func:`budgets` names: a list."""
+    return "\n".join(f"- {sentence(profile, t, name)}" for name in budgets(profile) for t in TRAININGS)
 
 
 def said(found: list[Condition]) -> str:

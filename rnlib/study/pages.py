@@ -44,13 +44,15 @@ def setting(
         )
         names = set(table.run)
         precision = " or ".join(sorted({run.precision for run in grid(profile) if run.name in names}))
+        on_gpu = any("CPU" not in name for name in table.device)
+        gpu = " On a GPU convolutions of float32 are in TF32 where it has that." if on_gpu else ""
         text += (
             f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
             f" training: {epochs}; trained in {precision}, evaluated in float32;"
             f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
             f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''};"
             f" data fingerprint `{table.fingerprint.iloc[0]}`,"
-            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}.\n\n"
+            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}.{gpu}\n\n"
         )
     if profile == "quick":
         text += (
