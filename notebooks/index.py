@@ -50,7 +50,8 @@ HEART = ["table2-natural-attacks", "table2-natural-noise", "table2-adversarial-a
 HEART += ["table3-natural-kept", "table3-natural"]
 display(
     Markdown(
-        f"**The paper's claims.** {ledger.tally(profile)} Some are there for two lengths of training. Those it stands on, after the short one:"
+        f"**The paper's claims.** {ledger.tally(profile)} Some are there for two"
+        " lengths of training. Those it stands on, after the short one:"
     )
 )
 display(ledger.summary(profile, HEART))

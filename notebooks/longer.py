@@ -208,8 +208,8 @@ if len(ladder := table("ladder")):
                 "Accuracy with statistics from each source, attacked as they are. BatchNorm, clean twin minus"
                 f" tracked, in points: natural {told('twin-natural')}; adversarial"
                 f" {told('twin-adversarial')}; minus plain: natural {told('twin-plain-natural')}; adversarial"
-                f" {told('twin-plain-adversarial')}. Batch minus clean twin: natural {told('follow-natural')};"
-                f" adversarial {told('follow-adversarial')}."
+                f" {told('twin-plain-adversarial')}. Batch minus clean twin: natural"
+                f" {told('follow-natural')}; adversarial {told('follow-adversarial')}."
             ),
             alt="For each network, four dots for each source of statistics: clean, noise, GradSign, PGD.",
             notebook="longer",

@@ -52,7 +52,8 @@ def setting(
             f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
             f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''};"
             f" data fingerprint `{table.fingerprint.iloc[0]}`,"
-            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}.{gpu}\n\n"
+            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}."
+            f"{gpu}\n\n"
         )
     if profile == "quick":
         text += (
