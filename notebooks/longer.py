@@ -49,6 +49,7 @@ from IPython.display import Markdown, display
 
 from rnlib.study import beside, decision, decisive, ledger, pages, panels, results
 from rnlib.study.claims import judge
+from rnlib.study.figures import ATTACKS as NAMES
 from rnlib.study.figures import PALETTE, accuracy_figure, style
 from rnlib.study.runs import TRAININGS, shown
 
@@ -262,8 +263,8 @@ for name in transfer.network.unique():
             mean, low, high = results.difference(first, second)
             told_of = f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
             rows.append((name, attack, first.mean().round(1), second.mean().round(1), told_of))
-columns = ["network", "attack", "batch, detached attack (%)", "plain (%)", "difference (95% interval)"]
-pd.DataFrame(rows, columns=columns).replace({"attack": {"grad_sign": "GradSign", "pgd_linf": "PGD-l∞"}})
+columns = ["network", "attack", "batch, detached (%)", "plain (%)", "difference (95% interval)"]
+pd.DataFrame(rows, columns=columns).replace({"attack": NAMES}).set_index(columns[:2])
 
 # %% [markdown]
 # An image counts here only where it stays correct under *every* one of the three ways of crafting. For

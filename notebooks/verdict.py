@@ -60,9 +60,11 @@ Markdown(f"## What the rule says\n\n{decision.answer(profile)}")
 def cell(condition):
     """The state of a condition, with links to the claims behind it."""
     state = STATES.get(condition.state, "{bdg-light}`○ untested here`")
-    links = [
-        f"{{ref}}`{found.claim['id']} <{ledger.anchor(found.claim['id'])}>`" for found in condition.verdicts
-    ]
+    links = []
+    for found in condition.verdicts:
+        _, *words = [word for word in found.claim["id"].split("-") if word not in TRAININGS]
+        name = " ".join(words) or condition.name
+        links.append(f"{{ref}}`{name} <{ledger.anchor(found.claim['id'])}>`")
     return f"{state} {', '.join(links)}"
 
 

@@ -69,7 +69,7 @@ def strongest(profile: str, transfer: pd.DataFrame) -> pd.DataFrame:
     Args:
         transfer: rows of that diagnostic, as :func:`networks` has them.
     """
-    columns = ["network", "attack", "crafted", "tracked", "batch", "batch minus tracked"]
+    columns = ["network", "attack", "tracked", "batch", "batch minus tracked"]
     rows = []
     groups = transfer.groupby(["network", "attack", "run"], sort=False) if len(transfer) else ()
     for (network, attack, _), found in groups:
@@ -81,12 +81,9 @@ def strongest(profile: str, transfer: pd.DataFrame) -> pd.DataFrame:
                 hits[mode] = 100.0 * np.logical_and.reduce(kept)
         if set(hits) >= set(MODES):
             gap, low, high = results.difference(hits["batch"], hits["tracked"])
-            crafted = ", ".join(dict.fromkeys(found.crafted))
             means = [hits[mode].mean().round(1) for mode in ("tracked", "batch")]
-            rows.append(
-                (network, ATTACKS[attack], crafted, *means, f"{gap:+.1f} ({low:+.1f} to {high:+.1f})")
-            )
-    return pd.DataFrame(rows, columns=columns)
+            rows.append((network, ATTACKS[attack], *means, f"{gap:+.1f} ({low:+.1f} to {high:+.1f})"))
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
 
 def p_value(comparison: Comparison) -> float:

@@ -10,14 +10,15 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 from matplotlib.figure import Figure
 
-from rnlib.study import results
+from rnlib.study import results, store
 from rnlib.study.figures import ATTACKS, SERIES
 from rnlib.study.runs import Run, grid
 
 
 def command(run: Run) -> str:
-    """The shell command that makes a run."""
-    return f"papermill notebooks/train.ipynb out.ipynb {run.options}"
+    """The shell command that takes a run further: trains it, or evaluates it once that is done."""
+    worker = "evaluate" if (run.directory / store.WEIGHTS).exists() else "train"
+    return f"papermill notebooks/{worker}.ipynb out.ipynb {run.options}"
 
 
 def setting(
