@@ -694,6 +694,9 @@ def test_command_of_a_run_makes_that_run():
         make_run(chosen.pop("profile"), **chosen | {"seed": int(chosen["seed"]), "p": float(chosen["p"])})
         == run
     )
+    run.directory.mkdir(parents=True)
+    (run.directory / store.WEIGHTS).touch()
+    assert pages.command(run).split()[1] == "notebooks/evaluate.ipynb"
 
 
 def test_what_is_compared_has_the_names_that_readers_know():
