@@ -304,6 +304,7 @@ Markdown("\n".join(f"- {decision.sentence(profile, training, LONG)}" for trainin
 # %% tags=["hide-input"]
 PARTS = ("robust-norm-clean", "robust-norm", "robust-norm-tracked")
 ROBUST = claims("natural-robust-norm-kept", *(f"{t}-{part}" for t in TRAININGS for part in PARTS))
+ROBUST += claims("robust-norm-detached", "robust-norm-given")
 for claim in ROBUST:
     display(ledger.verdict(claim, profile))
 
