@@ -19,7 +19,8 @@ from rnlib.norms import NORMS, make_norm
 from rnlib.square import Square
 from rnlib.train import Training, fit
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and finds none")
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU, and finds none", allow_module_level=True)
 
 ATTACKS = [
     GaussianNoise(0.1), Grad(0.1), GradSign(0.1), BIM(0.1, steps=3), PGD(0.1, steps=3, restarts=2),
