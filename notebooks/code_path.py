@@ -76,13 +76,8 @@ def gaps(training):
     cells = {}
     for (habit, attack), rows in table[table.training == training].groupby(["habit", "attack"]):
         if set(rows.statistics) == {"tracked", "batch"} and rows.seed.nunique() == 1:
-            hits = {
-                row.statistics: 100.0 * results.outcomes(profile, "code_path", row)
-                for _, row in rows.iterrows()
-            }
-            cells[habit, attack] = "{:+.1f} ({:+.1f} to {:+.1f})".format(
-                *results.difference(hits["batch"], hits["tracked"])
-            )
+            found = results.gap(profile, "code_path", rows)
+            cells[habit, attack] = "{:+.1f} ({:+.1f} to {:+.1f})".format(*found)
     frame = pd.Series(cells, dtype=object).unstack().reindex(index=list(HABITS), columns=ATTACKED)
     return frame.fillna("unchanged").rename(columns=ATTACKS)
 

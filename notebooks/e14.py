@@ -106,8 +106,7 @@ def last(norm):
 def gap(norm, epoch, attack):
     """Batch minus tracked in points on the same images, with its 95% interval."""
     rows = table[(table.norm == norm) & (table.epoch == epoch) & (table.attack == attack)]
-    hits = {row.statistics: 100.0 * results.outcomes(profile, "snapshots", row) for _, row in rows.iterrows()}
-    return results.difference(hits["batch"], hits["tracked"])
+    return results.gap(profile, "snapshots", rows)
 
 
 for norm in measured:

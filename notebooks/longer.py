@@ -125,12 +125,6 @@ for claim in TABLE2:
 
 
 # %% tags=["hide-input"]
-def gap(name, pair):
-    """Batch minus tracked in points on the same images of one run, with its 95% interval."""
-    hits = {row.statistics: 100.0 * results.outcomes(name, "evaluations", row) for _, row in pair.iterrows()}
-    return results.difference(hits["batch"], hits["tracked"])
-
-
 def gaps():
     """Batch minus tracked under an attack, in points, for every training of BatchNorm of a ResNet-20."""
     rows = []
@@ -139,7 +133,7 @@ def gaps():
         ours = ours[(ours.norm == "batch_norm") & (ours.architecture == "resnet20")]
         ours = ours[ours.dataset.eq("cifar10-jpeg") & ours.experiment.isin(["headline", "short", "long"])]
         for (training, epochs, attack), found in ours.groupby(["training", "epochs", "attack"]):
-            differences = [gap(name, pair) for _, pair in found.groupby("seed")]
+            differences = [results.gap(name, "evaluations", pair) for _, pair in found.groupby("seed")]
             mean, low, high = differences[0]
             if len(differences) > 1:
                 means = [mean for mean, _, _ in differences]

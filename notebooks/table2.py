@@ -188,8 +188,9 @@ pages.accuracies(profile, ["batch_norm", "no_norm"])
 # * The comparison that carries the paper's argument is the one on the same weights: it alone holds
 #   everything but the statistics fixed. The row without norm differs in weights, and in what its learning
 #   rate had to be.
-# * Where verdicts after 8 epochs and after 100 differ, they are about the length of training. {doc}`longer`
-#   tests the paper's explanation on the longer ones.
+# * Where verdicts after 8 (4) epochs and after 100 (40) differ, the training makes the difference: its
+#   length, with a schedule in steps and float32. {doc}`longer` tests the paper's explanation on the longer
+#   ones.
 # * In adversarial training the released code crafts its images in training mode, with batch statistics, and
 #   every forward pass of the attack enters the running averages. The network is thus trained against
 #   attacks on its batch statistics, and evaluated by the tracked row with averages taken over half-made

@@ -189,7 +189,7 @@ if any(list(comparisons(training, LOST)) for training in TRAININGS):
 
 # %% tags=["remove-input"]
 LONGER = [claim_id for claim_id, claim in read_claims().items() if claim["page"] == "longer"]
-EXPLAIN = ("attacks", "twin", "follow", "detached", "margin", "steps")
+EXPLAIN = ("attacks", "twin", "follow", "detached", "margin", "steps", "square")
 ledger.summary(
     profile,
     [one for part in EXPLAIN for one in LONGER if "robust-norm" not in one and part in one.split("-")],

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 CACHE = 1 << 22  # bytes of a piece: fits the last-level cache of every current CPU
 BLOCK = 256  # pixels of a block, where channels are innermost: the pixels of a channel lie far apart there
-NO_EPS = (
-    1e-30  # added to a variance of 1, nothing; PyTorch 2.10 and 2.11 refuse 0 where it stands for nothing
-)
+NO_EPS = 1e-30  # lost in rounding beside any variance here; PyTorch 2.10 and 2.11 refuse 0
 WIDTH = 32  # floats in a row of channels that PyTorch's reductions need to be vectorised
 
 

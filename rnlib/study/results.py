@@ -179,6 +179,13 @@ def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_] | Non
     return kept[row["row"]] if row["row"] < len(kept) else None
 
 
+def gap(profile: str, name: str, rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Batch minus tracked in points, and its 95% interval, of two rows of a table: one run in both modes."""
+    hits = {row["statistics"]: outcomes(profile, name, row) for _, row in rows.iterrows()}
+    batch, tracked = (100.0 * np.asarray(hits[mode], dtype=float) for mode in ("batch", "tracked"))
+    return difference(batch, tracked)
+
+
 def pending(profile: str) -> list[Run]:
     """The runs of the grid that are not evaluated yet."""
     return [run for run in grid(profile) if not (run.directory / store.EVALUATIONS).exists()]
