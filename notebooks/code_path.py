@@ -169,7 +169,7 @@ else:
     display(Markdown("No training of BatchNorm has been measured yet."))
 
 # %% [markdown]
-# A schedule whose learning rate ends at 0, as in the profile `laptop`, leaves little to choose. In the
+# A schedule whose learning rate ends at 0, as in the profile `laptop`, leaves less to choose. In the
 # paper's 164 epochs of adversarial training the validation loss of tracked statistics differs much between
 # restarts (its Figures 3 and 8), and the two modes may keep different epochs, hence different weights.
 # {doc}`e14` has the attacked accuracies of the weights along one training.
@@ -219,7 +219,7 @@ ledger.verdict("code-path-norm", profile)
 # * If no habit moves the gap, neither this book's way of testing nor the released code's is what makes it:
 #   then the weights do, by their training, or the number of runs.
 # * A habit that moves both rows alike changes printed numbers and no conclusion. The size of eps is not one
-#   of these: it decides whether accuracies under attack are near clean accuracy or near 0, and moves the rows
+#   of these: it decides how much of the clean accuracy is left under attack, and moves the rows
 #   by different amounts (*eps in pixels* in the tables above). A gap belongs to the eps at which it was
 #   measured.
 # * Clipping to the range of the batch and batch statistics are alike in that an image's fate depends on the

@@ -93,6 +93,10 @@ vgg = natural[is_vgg(natural)]
 ties = part(met[1], side=EQUAL)
 zero = part(met[2], second=0.0)
 live = part(met[2][met[2].second > 0], training="adversarial")
+by_dataset = " and ".join(
+    f"{counted(part(met[2], training='natural', dataset=name))} on {label}"
+    for name, label in beside.DATASETS.items()
+)
 Markdown(
     "* The first statement holds without an exception.\n"
     f"* The second holds after adversarial training ({counted(part(met[1], training='adversarial'))} cells,"
@@ -101,12 +105,13 @@ Markdown(
     f" RobustNorm is behind in {counted(vgg, LOWER)} of them.\n"
     f"* Of the third, {len(zero)} cells of adversarial training belong to a row of zeros (below). Without it"
     f" RobustNorm with tracking is ahead in {counted(live)}; after natural training in"
-    f" {counted(part(met[2], training='natural'))}, hardly more than half."
+    f" {counted(part(met[2], training='natural'))}: {by_dataset}."
 )
 
 # %% [markdown]
 # *What it could mean.* One training a cell, and differences of a point or two in many of them: much of the
-# second and third statement is within what another seed may change. The VGG cells are not, as follows.
+# second statement, and of the third after natural training, is within what another seed may change. The VGG
+# cells are not, as follows.
 #
 # ## VGGs after natural training
 
@@ -142,10 +147,9 @@ pages.show(
 )
 
 # %% [markdown]
-# *What it could mean.* RobustNorm falls behind BatchNorm under one step and under PGD, on VGG-11 by ten to
-# twenty points, and less or not at all under BIM, which differs from PGD by a random start. No property of
-# the norm explains both. What does is an attack that fails for want of a gradient: next section. Our own
-# VGG-11:
+# *What it could mean.* RobustNorm falls behind BatchNorm under one step and under PGD, and less or not at all
+# under BIM, which differs from PGD by a random start. It is hard to think of a property of the norm that
+# explains both. An attack that fails for want of a gradient would: next section. Our own VGG-11:
 
 # %% tags=["hide-input"]
 ledger.summary(profile, ["table4-vgg11-robust-norm", "table4-resnet38-robust-norm"])
@@ -239,12 +243,12 @@ pages.show(
 )
 
 # %% [markdown]
-# *What it could mean.* The paper's rows lie on one side after natural and on the other after adversarial
-# training, which is no chance. Where PGD finds much more than BIM, the gradient at the image itself, where
-# BIM starts, is a poor guide. Where BIM finds a little more, the random start has cost PGD some of its
-# steps. Ours show what the two do on the same weights with the same steps, in which direction and how far.
-# Steps, or numbers of steps, that differ between the attacks could make gaps like the paper's; it does not
-# give them.
+# *What it could mean.* Nearly all of the paper's rows lie on one side after natural training, and most on the
+# other after adversarial training, which is no chance. Where PGD finds much more than BIM, the gradient at
+# the image itself, where BIM starts, is a poor guide. Where BIM finds a little more, the random start has
+# cost PGD some of its steps. Ours show what the two do on the same weights with the same steps, in which
+# direction and how far. Steps, or numbers of steps, that differ between the attacks could make gaps like the
+# paper's; it does not give them.
 #
 # ## Networks that lose their clean accuracy
 #
@@ -254,7 +258,7 @@ pages.show(
 clean = pd.concat([results.paper(3), published])
 clean = beside.series(part(clean, attack="clean", training="adversarial"))
 clean = clean.assign(paper=clean.accuracy, panel=clean.dataset.map(beside.DATASETS))
-low = part(clean, statistics="tracked").sort_values("paper").iloc[:4]
+low = part(clean, statistics="tracked").sort_values("paper").iloc[:5]
 worst = part(clean, statistics="batch").paper.groupby(clean.dataset).min()
 listed = ", ".join(
     f"{beside.ARCHITECTURES[row.architecture]} on {row.panel},"
@@ -300,12 +304,12 @@ Markdown(
 )
 
 # %% [markdown]
-# *What it could mean.* The weights are the same with tracked and with batch statistics, and with batch
-# statistics they are fine. A network that has lost a third of its *clean* accuracy, or all of it, by
-# exchanging statistics has averages that do not describe it: a failure of the averaging, eleven updates a
-# step while images are attacked ({doc}`/background/paper-and-code`). To call the loss under attack of such a
-# network a lack of robustness is to count the same failure twice. A row that is 0 on ten classes, where
-# guessing has 10, is a broken evaluation and no accuracy. {doc}`e09` tests this reading.
+# *What it could mean.* If the two rows of a norm are the same weights with tracked and with batch statistics,
+# then with batch statistics these are fine. A network that loses a quarter of its *clean* accuracy, or all of
+# it, by exchanging statistics has averages that do not describe it: a failure of the averaging, eleven
+# updates a step while images are attacked ({doc}`/background/paper-and-code`). To call the loss under attack
+# of such a network a lack of robustness is to count the same failure twice. A row that is 0 on ten classes,
+# where guessing has 10, is a broken evaluation and no accuracy. {doc}`e09` tests this reading.
 #
 # ## The same cell in Tables 2 and 3
 #
@@ -418,9 +422,9 @@ Markdown(
 #   though a few of them show the sign of masked gradients above.
 # * The rows of adversarial training with tracked statistics measure how averages fail, before they measure
 #   robustness.
-# * The case for RobustNorm's robustness after natural training rests on the ResNets, by a few points in most
-#   cells, with one training for each. On the VGGs it is ahead of BatchNorm under BIM only, where BIM is too
-#   weak.
+# * The case for RobustNorm's robustness after natural training rests on the ResNets, by the few points that
+#   the figure shows, with one training for each. On the VGGs it is ahead of BatchNorm under BIM only, where
+#   BIM is too weak.
 #
 # ## Run it again
 #

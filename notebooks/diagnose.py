@@ -12,7 +12,7 @@
 # # Diagnose one run
 #
 # A worker of the grid: one experiment on the weights of a trained run. `diagnostic` names
-# it: transfer, independent, ladder, adequacy, fraction, neighbours, black_box, units, eps,
+# it: transfer, transfer_8px, independent, ladder, adequacy, fraction, neighbours, black_box, units, eps,
 # batch_size, jitter, composition, snapshots, code_path or spreads.
 
 # %% tags=["parameters"]

@@ -128,14 +128,10 @@ ledger.summary(profile, E1)
 # ## E2: transfer
 
 # %% tags=["hide-input"]
-TESTED = dict(decisive.MODES) | {"reshuffled": ("batch statistics, other batches", PALETTE[2], ":")}
 if len(transfer):
-    shown = transfer[transfer.attack == "pgd_linf"]
     display(
         pages.show(
-            panels.categories(
-                shown, x="crafted", series="tested", looks=TESTED, panel="network", columns=2, height=2.8
-            ),
+            decisive.transfer_figure(transfer),
             caption=(
                 "PGD crafted in one mode (below) and classified in another (colour). Harm to batch statistics"
                 " of images crafted through them, over those crafted elsewhere, in points, natural training:"
@@ -192,7 +188,7 @@ decisive.multiplicity(VERDICTS)
 #   not, what moves the statistics is common to all attacked batches.
 # * An image lost under one of three ways of crafting is lost: the last table is nearer to what an attacker
 #   can do than any single row; for batch statistics it is a bound, since a batch is crafted in one way.
-# * {doc}`longer` repeats this on networks that trained ten times as long.
+# * {doc}`longer` repeats this on networks that trained ten times as long and more.
 #
 # ## Run it again
 #

@@ -97,8 +97,8 @@ decisive.multiplicity(VERDICTS)
 # ## What it means
 #
 # * The clean twin is inference with the statistics that the images really have. If it is behind the tracked
-#   ones, fitting the images has made the network *easier* to fool, and whatever batch statistics gain must
-#   come from elsewhere.
+#   ones, fitting the images has not made the network harder to fool, and whatever batch statistics gain must
+#   come from elsewhere. That it makes the network *easier* to fool does not follow: the next point.
 # * The twin fits the images and not the training, which saw augmented ones. *Plain* averages share this
 #   difference, and *augmented* ones do not: what *plain* is behind *tracked* is the price of leaving out the
 #   augmentation, and only what the twin is behind *plain* comes from fitting one batch.
@@ -110,7 +110,7 @@ decisive.multiplicity(VERDICTS)
 # * Under noise the same step tells where the gain of batch statistics comes from: the twin has not seen the
 #   noise. A gain that needs statistics which have seen it is an adaptation to a shift of all images, not
 #   robustness of the network ({cite:t}`schneider2020`).
-# * {doc}`longer` has the same ladder after ten times the training.
+# * {doc}`longer` has the same ladder after a longer training.
 #
 # ## Run it again
 #

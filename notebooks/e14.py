@@ -233,7 +233,7 @@ if measured:
 #   already and pull the statistics of the others ({doc}`e04`).
 # * If it does not open at all, short training is no excuse: the paper's gap of about 20 points has another
 #   origin than the number of epochs, at least up to the length of this run. {doc}`longer` has networks that
-#   trained more than three times as long, with the paper's schedule.
+#   trained for longer still, with the paper's schedule.
 # * {doc}`e04` asks the same of more steps, restarts and step sizes at the end of a short training.
 #
 # ## Run it again

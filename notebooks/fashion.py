@@ -168,8 +168,8 @@ numbers.reindex([name for name in NAMES if name in numbers.index]).rename(index=
 #   the twin comes from statistics that follow the attack.
 # * *Plain* statistics are tracked ones too, averaged over training images without augmentation. Images that
 #   are shifted by up to four pixels lose a part of what they show, and no test image does. What *plain* gains
-#   is the price of that: a mismatch of augmentation, not of tracking, which better averages take away while
-#   images stay independent of each other.
+#   over *augmented* is the price of that: a mismatch of augmentation, not of tracking, which better averages
+#   take away while images stay independent of each other.
 # * Noise changes an even black background, which most of these images are, into something that training never
 #   showed. All images of a batch share that shift, and statistics of the batch can take it out
 #   ({cite:t}`schneider2020`).

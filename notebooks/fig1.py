@@ -20,13 +20,14 @@
 #
 # ## The experiment
 #
-# The paper's comparison changes two things at once: the statistics *and* the weights, which at the start
-# are random and at inference are trained. We repeat it (condition *start*) and then hold the weights fixed
-# at the trained ones: batches of 100 training images (*train*), test images (*clean*), the same test images
-# with the paper's Gaussian noise (*noise*), and under PGD (*adversarial*), ten batches each. For every
-# channel of every norm layer we measure how far the batch's centre lies from the tracked one, in units of
-# the tracked spread, and the log2 ratio of the spreads ({func}`rnlib.distance`). *clean* is the yardstick:
-# between batches of the very images that inference is meant for there is nothing but sampling.
+# The paper's comparison changes two things at once: the statistics *and* the weights, which at the start are
+# random and at inference are trained. We repeat it (condition *start*) and then hold the weights fixed at the
+# trained ones: batches of 100 training images (*train*), test images (*clean*), the same test images with the
+# paper's Gaussian noise (*noise*), and under PGD (*adversarial*), ten batches each. For every channel of
+# every norm layer we measure how far the batch's centre lies from the tracked one, in units of the tracked
+# spread, and the log2 ratio of the spreads ({func}`rnlib.distance`). Training images are augmented as in
+# training, so that *train* differs from the tracked values by little but sampling; test images are not, and
+# *clean* is what inference really meets: the yardstick for the others.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -147,9 +148,10 @@ by_norm.unstack("condition").round(3).rename(columns=NAMES)
 # * That statistics at the start of training differ from the tracked ones says that the network has learned.
 #   It is not evidence of a mismatch at inference, because nobody runs inference with the weights of the
 #   start.
-# * The mismatch that inference really meets is *train* or *clean* against tracked: the tracked values are
-#   an average over recent batches, and a batch differs from it by sampling, and by what the weights moved
-#   while the average was taken.
+# * The mismatch that inference really meets is *clean* against tracked. A batch of training images differs
+#   from the tracked average by sampling, and by what the weights moved while the average was taken; what
+#   *clean* is further away than *train* comes from images that are new and, above all, not augmented
+#   ({doc}`e03` takes that apart).
 # * The figure compares sizes, *adversarial* against *clean*. A shift that an attack gives to all images of a
 #   batch can matter even where it is smaller than the scatter of sampling: {doc}`e03` measures what it is
 #   worth to have statistics that follow it.

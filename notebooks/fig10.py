@@ -10,6 +10,7 @@
 
 # %% [markdown]
 # (fig-10)=
+# (fig-11)=
 # # Figures 10 and 11: the power p
 #
 # :::{admonition} The claim

@@ -15,7 +15,7 @@
 # :::{admonition} The claim
 # On CIFAR-100, ResNet-20 withstands noise, Grad, GradSign, BIM, PGD-l2 and PGD-l∞ far better when BatchNorm
 # does without tracking, or is replaced by RobustNorm. After adversarial training RobustNorm is ahead of both.
-# Fig 2 shows bars and no numbers.
+# The paper gives no numbers with Fig 2.
 # :::
 #
 # ## The experiment
@@ -23,9 +23,9 @@
 # Each network is trained once with BatchNorm and once with RobustNorm at p = 0.2, and evaluated with tracked
 # and with batch statistics on the same images in the same batches of 100. The seven columns are those of Fig
 # 2, clean images among them. Two of them deserve a warning. Grad and PGD-l2 take eps = 0.03 as the *length*
-# of the whole perturbation, which is next to nothing ({doc}`/background/units`): accuracy there is clean
-# accuracy, and a claim that holds in the other columns can fail in these two. CIFAR-100 is not at hand in
-# the profile `laptop`; the numbers here are of another data set than the paper's, named below.
+# of the whole perturbation, which is next to nothing ({doc}`/background/units`): accuracy there is all but
+# clean accuracy, and a claim that holds in the other columns can fail in these two. CIFAR-100 is not at hand
+# in the profile `laptop`; the numbers here are of another data set than the paper's, named below.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper

@@ -51,17 +51,26 @@ import numpy as np
 from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
 
+from rnlib.landscape import BATCH_SIZE
 from rnlib.study import ledger, pages, panels, results
 from rnlib.study.claims import judge
 from rnlib.study.decisive import NORMS
 from rnlib.study.figures import SERIES, style
-from rnlib.study.runs import ROOT
+from rnlib.study.runs import ROOT, read_profile
 
 style()
 PANELS = [(norm, mode) for norm in ("batch_norm", "robust_norm") for mode in ("tracked", "batch")]
 TRAININGS = ["natural", "adversarial"]
 planes, sharpness = results.landscapes(profile), results.sharpness(profile)
-display(pages.setting(profile, runs=lambda run: run.norm in dict(PANELS)))
+drawn = read_profile(profile)["landscape"]
+display(
+    Markdown(
+        f"Our landscapes: profile `{profile}`, seed 0, {drawn['images']} *training* images in batches of"
+        f" {BATCH_SIZE}, {drawn['points']} by {drawn['points']} points; the rise along {drawn['directions']}"
+        " directions. The trainings that the weights are from:"
+    ),
+    pages.setting(profile, runs=lambda run: run.norm in dict(PANELS) and run.seed == 0),
+)
 if pending := panels.pending(profile, "landscape"):
     display(pending)
 
@@ -197,9 +206,9 @@ if len(top := sharpness[sharpness.quantity == "curvature"]):
 # * A landscape is that of a network *and* its statistics mode. What is called the minimum of batch
 #   statistics is not the same function as the minimum of tracked ones: only during training are the two the
 #   same network.
-# * Pictures along two directions of many hundred thousand do not show which minimum is sharper; twenty
-#   directions with an interval say a little more, and still nothing about robustness to changed *images*,
-#   which is another derivative.
+# * Pictures along two directions of as many as a network has parameters do not show which minimum is sharper;
+#   more directions with an interval say a little more, and still nothing about robustness to changed
+#   *images*, which is another derivative.
 #
 # ## Run it again
 #

@@ -105,9 +105,9 @@ for name in reversed(shown(profile)):
 # A claim is a list of comparisons: one side is said to be ahead of another, or within a margin of it.
 #
 # * **Reproduced**: every comparison is clear, with its interval on the claimed side. **Partly**: some are.
-# * **Not reproduced**: none is, and at least one is clear the other way round, or excludes what the paper
-#   has.
-# * **Inconclusive**: none is, and none excludes the claim, nor the paper's number where there is one.
+# * **Not reproduced**: none is, and at least one is clear the other way round or a clear tie, or excludes a
+#   number with which the paper supports the claim.
+# * **Inconclusive**: none is, and none excludes the claim, nor such a number.
 # * **Untested here**: the runs that it needs are not there.
 #
 # Hypotheses of our own are *supported* in place of *reproduced*. An octave is a factor of 2, a nat the unit
@@ -131,6 +131,6 @@ ledger.table(profile, "beyond")
 
 # %% [markdown]
 # **Where to go.** {doc}`chapters/table2` is the heart of the argument, {doc}`chapters/longer` looks for its
-# gap after ten times the training and tests what it is, {doc}`chapters/fig1` looks at the mismatch itself,
+# gap after a longer training and tests what it is, {doc}`chapters/fig1` looks at the mismatch itself,
 # {doc}`chapters/table3` at RobustNorm. {doc}`background/normalisation` and {doc}`background/attacks` explain
 # the equations. {doc}`run` says how to do all of it again; {doc}`api/index` documents the library.

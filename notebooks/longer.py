@@ -21,7 +21,7 @@
 #
 # ResNet-20 with BatchNorm and with RobustNorm, trained for 100 epochs naturally and for 40 adversarially on a
 # GPU: the paper's learning rate of 0.1, divided by 10 after the same share of the epochs as in the paper, in
-# float32 (on this GPU with convolutions in TF32, PyTorch's default; evaluation too). One seed. The attack in
+# float32 (on this GPU with convolutions in TF32, PyTorch's default). One seed. The attack in
 # adversarial training is the one of all pages, three steps of eps / 2. Then
 #
 # * Table 2 and the clean accuracies of Table 3 again, on twice as many test images;
@@ -47,18 +47,18 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, decision, decisive, ledger, pages, panels, results
+from rnlib.study import beside, decision, decisive, ledger, pages, panels, results, store
 from rnlib.study.claims import judge
 from rnlib.study.figures import ATTACKS as NAMES
 from rnlib.study.figures import PALETTE, accuracy_figure, style
-from rnlib.study.runs import TRAININGS, shown
+from rnlib.study.runs import TRAININGS, grid, shown
 
 style()
 LONG = "gpu"  # the profile of these runs
 there = LONG in shown(profile)
 if there:
     display(pages.setting(LONG))
-    display(panels.pending(LONG, "transfer", "ladder", "adequacy", "black_box"))
+    display(panels.pending(LONG, "transfer", "transfer_8px", "ladder", "adequacy", "black_box"))
 else:
     display(Markdown(f"The book of the profile `{profile}` does not show these runs; that of `laptop` does."))
 
@@ -216,14 +216,10 @@ if len(ladder := table("ladder")):
 # The same images of PGD, crafted in three ways and classified in both modes:
 
 # %% tags=["hide-input"]
-TESTED = dict(decisive.MODES) | {"reshuffled": ("batch statistics, other batches", PALETTE[2], ":")}
 if len(transfer := table("transfer")):
     display(
         pages.show(
-            panels.categories(
-                transfer[transfer.attack == "pgd_linf"], x="crafted", series="tested", looks=TESTED,
-                panel="network", columns=2, height=2.8,
-            ),
+            decisive.transfer_figure(transfer),
             caption=(
                 "PGD crafted in one way (below) and classified in another (colour). Batch statistics under"
                 " the detached attack minus tracked ones under their own, BatchNorm, in points: natural"
@@ -236,7 +232,7 @@ if len(transfer := table("transfer")):
             notebook="longer",
             profile=profile,
         )
-    )  # fmt: skip
+    )
 
 # %% [markdown]
 # Images attacked with the statistics of their batch taken as given, against frozen averages of training
@@ -273,6 +269,36 @@ PARTS = ("twin", "twin-plain", "follow", "detached")
 CAUSES = claims(*(f"{part}-{t}" for part in PARTS for t in TRAININGS))
 CAUSES += claims("margin-natural", "steps-natural", "square-natural")
 for claim in CAUSES:
+    display(ledger.verdict(claim, profile))
+
+# %% [markdown]
+# ### At 8/255
+#
+# All of this is at the paper's eps, about 1.5/255 in pixels. At 8/255, the eps of later work, by PGD:
+
+# %% tags=["hide-input"]
+PIXELS = claims(*(f"pixels-{part}{t}" for t in TRAININGS for part in ("", "detached-")))
+PIXELS += claims("pixels-robust-norm-own", "pixels-robust-norm-given")
+if len(pixels := table("transfer_8px")):
+    display(
+        pages.show(
+            decisive.transfer_figure(pixels),
+            caption=(
+                "PGD at 8/255, crafted in one way (below) and classified in another (colour). Batch minus"
+                " tracked statistics, BatchNorm, in points, each under the attack on itself: natural"
+                f" {told('pixels-natural')}, adversarial {told('pixels-adversarial')}; batch statistics under"
+                f" the detached attack: natural {told('pixels-detached-natural')}, adversarial"
+                f" {told('pixels-detached-adversarial')}."
+            ),
+            alt=(
+                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
+                " three dots, with tracked statistics, with those of the batch, and in other batches."
+            ),
+            notebook="longer",
+            profile=profile,
+        )
+    )
+for claim in PIXELS:
     display(ledger.verdict(claim, profile))
 
 # %% [markdown]
@@ -340,7 +366,7 @@ ledger.verdict("longer-rising", profile)
 # independent.
 
 # %% tags=["hide-input"]
-VERDICTS = [judge(claim, profile) for claim in TABLE2 + CAUSES + ROBUST + claims("rising")]
+VERDICTS = [judge(claim, profile) for claim in TABLE2 + CAUSES + PIXELS + ROBUST + claims("rising")]
 display(ledger.comparisons(VERDICTS))
 decisive.multiplicity(VERDICTS)
 
@@ -348,9 +374,9 @@ decisive.multiplicity(VERDICTS)
 # ## What it means
 #
 # * **Short and long.** Where {doc}`table2` has no gap and this page has one, the paper's observation needs
-#   more training than that. The length, the schedule and the precision changed together; {doc}`e14` has the
-#   length alone, up to 30 epochs. Pages on the short training are then about networks without a gap to
-#   explain.
+#   more training than that. The length, the schedule and the precision changed together; in the second
+#   figure the points of one cycle, all but the longest training, differ in length alone. Pages on the short
+#   training are then about networks without a gap to explain.
 # * **What a gap is.** Three things that have to hold if the misfit of tracked statistics is its cause can be
 #   looked at on the same weights: whether statistics that fit the clean batch help, whether the gap stays
 #   under an attack that takes the statistics as given, and whether it stays under other losses. The verdicts
@@ -358,21 +384,31 @@ decisive.multiplicity(VERDICTS)
 #   part, because it points elsewhere or because the summed loss is spent on images that are fooled already
 #   ({doc}`e04`). Where no lead is left under it, the lead was over that attack, as in gradient masking
 #   ({cite:t}`athalye2018`), and is lost to whoever knows of it.
-# * **Augmentation.** That batch statistics, or the twin, are *less* robust than tracked ones is not said by
-#   this: held against *plain* averages the difference is smaller, and may be none.
+# * **Augmentation.** A part of what batch statistics and the twin are behind *tracked* ones is the price of
+#   leaving the augmentation out. Held against *plain* averages, which leave it out as well, the differences
+#   are smaller; the claims on *plain* and the table above say what remains.
 # * **Adversarial training.** There images are crafted through batch statistics while the network is trained;
 #   see {doc}`e09` for what the mode of crafting does. The paper's tracked row after it has the widest
 #   intervals of its Table 2, and its text says that validation curves with tracking differ much between
 #   restarts.
-# * **One eps.** A sign that turns at another eps ({doc}`e08`) is in the table of all attacks, and in no
-#   verdict.
+# * **One eps.** Verdicts are at the paper's eps, but for those on 8/255, where the sign can be another one
+#   ({doc}`e08`).
 # * One seed of each network, one architecture, one data set. The trainings of 8 and 4 epochs have three
 #   seeds.
 #
 # ## Run it again
-#
-# The four trainings side by side took eight minutes of an H100 GPU, evaluation not counted; on a CPU, days:
-#
+
+# %% tags=["remove-input"]
+histories = [run.directory / store.HISTORY for run in grid(LONG)]
+if found := [pd.read_csv(path).seconds.sum() / 60 for path in histories if path.exists()]:
+    display(
+        Markdown(
+            f"The {len(found)} trainings ran side by side on one GPU; the longest took {max(found):.0f}"
+            " minutes, evaluation not counted:"
+        )
+    )
+
+# %% [markdown]
 # ```
 # snakemake -j4 --config profile=gpu
 # papermill notebooks/longer.ipynb out.ipynb -p profile laptop

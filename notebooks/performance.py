@@ -23,7 +23,7 @@
 # on one thread; ratios are medians over rounds, whiskers their quartiles. A turn of a single layer lasts ten
 # milliseconds, many calls of a small one. Freed memory is kept on both sides: else a loop over one layer
 # spends most of its time in the page faults of memory that the C library has just handed back to the system,
-# which in a whole network are less than 2%. The first figure also shows a second machine, on which other work
+# which a whole network hardly meets. The first figure also shows a second machine, on which other work
 # could disturb the measurements.
 
 # %% tags=["parameters", "remove-cell"]
@@ -70,7 +70,7 @@ def shown(figure, data, caption, alt):
 
 
 if everything.empty:
-    text = f"Nothing: there is no `{path.name}`. `python -m benchmarks` makes it, in 12 to 20 minutes."
+    text = f"Nothing: there is no `{path.name}`. `python -m benchmarks` makes it."
 else:
     runs = everything.groupby(["machine", "torch", "date"], sort=False).row.unique()
     text = "\n".join(
@@ -434,7 +434,7 @@ shown(
 
 # %% [markdown]
 # The convolutions are PyTorch's, and the share above is what better norms, losses and loops cannot touch; the
-# others (norms, ReLUs, the additions of the shortcuts) mostly wait for memory.
+# others are norms, ReLUs and the additions of the shortcuts, a few operations for every number read.
 #
 # ## What a profile costs
 #
@@ -480,13 +480,22 @@ if timed:
         f"The {len(timed)} diagnostics that wrote down their time took {np.mean(timed) / 60:.1f} core-minutes"
         f" on average, so that all of them are about {hours:.1f} core-hours."
     )
+    if profile in wide.index:
+        whole, done = wide.loc[profile], wide.finished[profile] or np.nan
+        predicted, measured = whole.predicted + hours, whole.measured * whole.runs / done + hours
+        text += (
+            f" With the runs that is {predicted:.0f} core-hours, {predicted / 2:.0f} hours on two cores"
+            " like those of the prediction; by what the finished runs took,"
+            f" {measured:.0f} and {measured / 2:.0f}."
+            " Landscapes and the statistics of Figure 1 wrote down no time."
+        )
 Markdown(text)
 
 # %% [markdown]
 # ## Run it again
 #
 # ```
-# python -m benchmarks                       # all of it, 12 to 20 minutes on two idle cores
+# python -m benchmarks                       # all of it, on two idle cores
 # python -m benchmarks norms attacks         # some rows; the others keep their numbers
 # python -m benchmarks --output benchmarks/results-mine.csv           # one more machine in the first figure
 # papermill notebooks/performance.ipynb out.ipynb -p profile laptop

@@ -74,7 +74,7 @@ LOOKS = {
     "batch": ("batch statistics", PALETTE[1], ""),
 }
 REMEDIES = ["remedies-blow-up", "remedies-tracked-clean", "remedies-challenges", "remedies-renorm-clean"]
-E10 = ["e10-natural", "e10-adversarial", "e10-others", "e10-lost", "e10-renorm-gap"]
+E10 = ["e10-natural", "e10-adversarial", "e10-others", "e10-tracked", "e10-lost", "e10-renorm-gap"]
 TITLES = {training: f"{training.capitalize()} training" for training in ("natural", "adversarial")}
 pages.setting(profile, "short", lambda run: run.norm in NORMS)
 

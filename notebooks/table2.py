@@ -102,8 +102,8 @@ for claim in ADVERSARIAL + ADVERSARIAL_MORE:
 # %% [markdown]
 # ## After a longer training
 #
-# The paper trains for 164 epochs. The same comparisons after 100 epochs of natural training and 40 of
-# adversarial training, one seed ({doc}`longer`):
+# The paper trains for 164 epochs. The same comparisons after a longer training than that of the figures
+# above, one seed ({doc}`longer`):
 
 # %% tags=["hide-input"]
 PARTS = ("attacks", "noise", "clean")
@@ -177,10 +177,16 @@ ledger.comparisons([judge(claim, profile) for claim in claims + FLOAT32])
 # Every attack of the suite, also those that the paper's Table 2 leaves out (Grad, PGD-l2, Carlini-Wagner,
 # PGD at eps in pixels). Carlini-Wagner returns for each image the nearest version that fooled, from whichever
 # step. With batch statistics these never were one batch while they were made, and in the batch that they form
-# many do not fool any more: a lead of batch statistics there is a weakness of this attack against them.
+# some do not fool any more: a lead of batch statistics there is a weakness of this attack against them.
 
 # %% tags=["hide-input"]
 pages.accuracies(profile, ["batch_norm", "no_norm"])
+
+# %% [markdown]
+# The paper's whole table:
+
+# %% tags=["hide-input"]
+pages.paper_table(2)
 
 # %% [markdown]
 # ## What it means
@@ -188,7 +194,7 @@ pages.accuracies(profile, ["batch_norm", "no_norm"])
 # * The comparison that carries the paper's argument is the one on the same weights: it alone holds
 #   everything but the statistics fixed. The row without norm differs in weights, and in what its learning
 #   rate had to be.
-# * Where verdicts after 8 (4) epochs and after 100 (40) differ, the training makes the difference: its
+# * Where verdicts after the short and the longer training differ, the training makes the difference: its
 #   length, with a schedule in steps and float32. {doc}`longer` tests the paper's explanation on the longer
 #   ones.
 # * In adversarial training the released code crafts its images in training mode, with batch statistics, and

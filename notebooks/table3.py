@@ -97,8 +97,8 @@ pages.paper_table(3)
 #
 # * A norm whose denominator changes little from batch to batch loses little when it takes the batch's own.
 #   At p = 0.2 the range enters by its fifth root: a batch whose range is 10% too wide changes the scale by
-#   2%, where BatchNorm's standard deviation enters in full. The smaller gap between RobustNorm's two rows
-#   is then a property of the power, before it is one of the range.
+#   2%, where BatchNorm's standard deviation enters in full. Whether the power makes the difference, or the
+#   range, is a question for networks that have one of the two: {doc}`e12`.
 # * The rows of adversarial training rest on how the images were crafted, see {doc}`/chapters/table2`.
 # * Robust accuracy of the same networks under all attacks:
 

@@ -47,9 +47,9 @@ PAIRS = [
     ("robust_norm", "batch"),
     ("robust_norm", "tracked"),
 ]
-TRACKING = ["table4-resnet38-tracking", "table4-vgg11-tracking", "table4-adversarial-tracking"]
-NORM = ["table4-resnet38-robust-norm", "table4-vgg11-robust-norm", "table4-adversarial-robust-norm"]
-TRACKED = ["table4-resnet38-tracked", "table4-vgg11-tracked", "table4-adversarial-tracked"]
+PLACES = ("resnet38", "vgg11", "natural", "adversarial")
+TRACKING, TRACKED = ([f"table4-{place}-{part}" for place in PLACES] for part in ("tracking", "tracked"))
+NORM = [f"table4-{place}-robust-norm" for place in ("resnet38", "resnet50", "vgg11", "vgg16", "adversarial")]
 pages.setting(profile, "architectures")
 
 # %% [markdown]
@@ -104,7 +104,7 @@ for claim in TRACKING:
 # ## RobustNorm against BatchNorm without tracking
 #
 # The text of Section 4 and the VGG rows of the table contradict each other, see {doc}`contradictions`. For
-# VGG-11 the claim is what the table says.
+# the VGGs the claim is what the table says.
 
 # %% tags=["hide-input"]
 for claim in NORM:

@@ -24,8 +24,8 @@
 # statistics the images of a batch enter each other's answers, so that 100 attacked images share their
 # perturbations' effects; the gradient that the attack follows passes through the statistics; and a shift that
 # all images have in common, such as noise, is subtracted. Any of these can raise the accuracy *under this
-# attack* without the network being harder to fool. The rule below was written down before the runs: each
-# condition is one that must hold if tracking is the cause, and that need not hold otherwise.
+# attack* without the network being harder to fool. Each condition of the rule below is one that must hold if
+# tracking is the cause, and that need not hold otherwise.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
@@ -184,8 +184,8 @@ if any(list(comparisons(training, LOST)) for training in TRAININGS):
 # %% [markdown]
 # ## After a longer training
 #
-# The networks that the conditions are judged on trained for at most 8 and 4 epochs, those of {doc}`longer`
-# for 100 and 40. What these show of E1, and of what it comes from:
+# The two figures above are of the short training. What the networks of {doc}`longer`, which trained ten times
+# as long and more, show of E1 and of what it comes from:
 
 # %% tags=["remove-input"]
 LONGER = [claim_id for claim_id, claim in read_claims().items() if claim["page"] == "longer"]

@@ -20,6 +20,8 @@ from rnlib.checks import check_batch, check_count, check_length
 from rnlib.crafting import borrowed
 from rnlib.modes import evaluation_mode, use_statistics
 
+BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
+
 
 class MeanLoss(Metric):
     """Mean cross-entropy over images in fixed batches, a 0-d tensor.
@@ -30,7 +32,7 @@ class MeanLoss(Metric):
         batch_size: of the batches, whose statistics count in mode ``"batch"``.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int = 128):
+    def __init__(self, x: Tensor, y: Tensor, batch_size: int = BATCH_SIZE):
         super().__init__()
         check_count("batch_size", batch_size)
         self.batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
@@ -110,7 +112,7 @@ def _place(
 @torch.no_grad()
 def loss_plane(
     model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", radius: float = 1.0,
-    points: int = 25, seed: int = 0, batch_size: int = 128,
+    points: int = 25, seed: int = 0, batch_size: int = BATCH_SIZE,
 ) -> Plane:  # fmt: skip
     """Sample the loss on a plane through the weights of a model.
 
@@ -147,7 +149,7 @@ def loss_plane(
 @torch.no_grad()
 def loss_rise(
     model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", radius: float = 0.5,
-    directions: int = 20, seed: int = 0, batch_size: int = 128,
+    directions: int = 20, seed: int = 0, batch_size: int = BATCH_SIZE,
 ) -> Tensor:  # fmt: skip
     """How much the loss rises at a distance from the weights, along random filter-normalised directions.
 
@@ -175,7 +177,7 @@ def loss_rise(
 
 def top_curvature(
     model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", steps: int = 20, seed: int = 0,
-    batch_size: int = 128, size: float = 1e-2,
+    batch_size: int = BATCH_SIZE, size: float = 1e-2,
 ) -> float:  # fmt: skip
     """The eigenvalue of largest size of the loss's Hessian, by power iteration.
 

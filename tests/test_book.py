@@ -181,6 +181,23 @@ def test_a_claim_that_its_page_does_not_show_fails_the_build(tmp_path):
         book.check_claims({name: notebook(name, "table2-natural-noise") for name in pages})
 
 
+def test_a_page_that_leaves_the_table_of_contents_fails_the_build(tmp_path, monkeypatch):
+    chapters = [name for name in book.chapters() if name != "fig5"]
+    monkeypatch.setattr(book, "chapters", lambda: chapters)
+    for name in chapters:
+        outputs = [
+            nbformat.v4.new_output("display_data", {"text/markdown": f":::\n:name: claim-{claim_id}\n:::"})
+            for claim_id, claim in read_claims().items()
+            if claim["page"] == name
+        ]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+        notebook.metadata.papermill = {"end_time": "2026-01-01T10:00:00", "duration": 1.0}
+        nbformat.write(notebook, tmp_path / f"{name}.ipynb")
+    with pytest.raises(RuntimeError, match=r"shows: fig5-fails-batch-norm \(page fig5\)"):
+        book.assemble("laptop", executed=tmp_path, source=tmp_path / "source")
+    assert not (tmp_path / "source").exists()
+
+
 def test_a_warning_fails_the_build(tmp_path):
     source = tmp_path / "source"
     source.mkdir()

@@ -113,6 +113,21 @@ def test_values_are_those_printed(line):
     assert tuple(found[(*key, attack)] for attack in COLUMN_ORDER) == PRINTED[line]
 
 
+@pytest.mark.parametrize(
+    ("table", "sums"),
+    [
+        (2, (516.62, 429.26, 314.67, 290.07, 291.34)),
+        (4, (2743.70, 2359.85, 1779.48, 1707.12, 1642.51)),
+        (5, (2030.32, 1418.32, 1020.21, 977.08, 925.09)),
+    ],
+)
+def test_the_columns_add_up(table, sums):
+    """Each column of the printed table, added up."""
+    found = values(table)
+    for attack, total in zip(COLUMN_ORDER, sums, strict=True):
+        assert sum(value for key, value in found.items() if key[5] == attack) == pytest.approx(total)
+
+
 def test_table_3_and_its_intervals():
     found = {tuple(r[c] for c in COLUMNS[1:6]): (float(r["accuracy"]), float(r["ci95"])) for r in rows(3)}
     printed = {
@@ -152,6 +167,15 @@ def test_robust_norm_against_batch_norm_without_tracking():
 
 def test_robust_norm_with_tracking_against_batch_norm():
     assert compare(RNT, BN, "natural") == (15, 9, 0)
+    ahead = {
+        dataset: sum(
+            ALL[(dataset, architecture, *RNT, "natural", attack)]
+            > ALL[(dataset, architecture, *BN, "natural", attack)]
+            for architecture, attack in product(RESNETS + VGGS, ATTACKS)
+        )
+        for dataset in DATASETS
+    }
+    assert ahead == {"cifar10": 11, "cifar100": 4}  # of 12
     # The row of zeros loses its 3 cells: without it 20 of 21.
     assert compare(RNT, BN, "adversarial") == (20, 1 + 3, 0)
     assert all(ALL[(*ZEROS, attack)] == 0 for attack in COLUMN_ORDER)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from rnlib.study.comparisons import Comparison, compare
+from rnlib.study.comparisons import Comparison, as_claimed, cells, compare
 from rnlib.study.runs import PROFILES, ROOT, shown
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly reproduced", "not reproduced"
@@ -43,7 +43,8 @@ class Verdict:
     Attributes:
         claim: its entry in ``book/claims.yml``.
         direction: reproduced or supported (every comparison), partly (some), inconclusive (none is clear, and
-            the paper's differences lie in our intervals), not reproduced or not supported, untested here.
+            no difference of the paper's in its favour is outside our intervals), not reproduced or not
+            supported, untested here.
         magnitude: in words, ours against the paper's mean difference.
         comparisons: the evidence, as far as there is any.
     """
@@ -83,10 +84,10 @@ def check(entry: dict[str, Any]) -> None:
         raise ValueError(f"the evidence of claim {name!r} must say {sorted(EVIDENCE)}")
     if (kind := entry.get("kind", "paper")) not in WORDS:
         raise ValueError(f"claim {name!r} is of kind {kind!r}, it must be one of {list(WORDS)}")
+    if "value" in entry.get("over", {}) and len(entry["over"]) > 1:
+        raise ValueError(f"claim {name!r} compares several columns (over: value) and runs over others")
     if no_unit := [column for column in columns(entry) if column not in UNITS]:
         raise ValueError(f"claim {name!r} compares {', '.join(no_unit)}; compared can be {', '.join(UNITS)}")
-    if len(entry.get("over", {"": [""]})) != 1:
-        raise ValueError(f"claim {name!r} runs over {list(entry['over'])}, it must be one column")
 
 
 def columns(entry: dict[str, Any]) -> list[str]:
@@ -109,9 +110,7 @@ def judge(claim_id: str, profile: str) -> Verdict:
     need = claim["evidence"]
     comparisons = tuple(compare(claim, need["profile"])) if need["profile"] in shown(profile) else ()
     enough = [c for c in comparisons if c.images >= need["images"] and c.seeds >= need["seeds"]]
-    (values,) = claim.get("over", {"": [""]}).values()
-    seconds = len(claim["second"]) if isinstance(claim["second"], list) else 1
-    if len(enough) < len(values) * seconds:
+    if len(enough) < len(cells(claim)):
         return Verdict(claim, UNTESTED, UNTESTED, comparisons)
     return Verdict(claim, _verdict(claim, comparisons), _magnitude(claim, comparisons), comparisons)
 
@@ -121,9 +120,12 @@ def _verdict(claim: dict[str, Any], comparisons: Sequence[Comparison]) -> str:
     same = [c.direction == "same" for c in comparisons]
     if any(same):
         return yes if all(same) else partly
-    # An interval of no width around nothing is a clear tie.
+    # An interval of no width around nothing is a clear tie. A difference of the paper's has to lie in our
+    # interval where it speaks for the claim; some of its own do not.
     fits = [
-        c.direction == "unclear" and c.low < c.high and (c.paper is None or c.low <= c.paper <= c.high)
+        c.direction == "unclear"
+        and c.low < c.high
+        and (c.paper is None or c.low <= c.paper <= c.high or not as_claimed(claim, c.paper))
         for c in comparisons
     ]
     return INCONCLUSIVE if all(fits) else no

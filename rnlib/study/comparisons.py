@@ -1,5 +1,6 @@
 """Two sides of a claim set against each other on the results, with an interval."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class Comparison:
     """One side against another, first minus second.
 
     Attributes:
-        what: what is compared, in the words of the claim's ``over`` (an attack, a column, ...).
+        what: what is compared, in the words of the claim's ``over`` (attacks, columns, ...).
         paper: the paper's difference, None where it gives no number.
         ours, low, high: our difference with its 95% interval: t over seeds where there are several; else over
             images (paired where the images are the same), or over channels, directions or epochs (bootstrap).
@@ -41,26 +42,40 @@ class Comparison:
 
 def compare(claim: Mapping[str, Any], profile: str) -> list[Comparison]:
     """The comparisons of a claim that can be made from the results of a profile: see ``book/claims.yml``."""
-    (column, values), *_ = claim.get("over", {"": [""]}).items()
-    seconds = claim["second"] if isinstance(claim["second"], list) else [claim["second"]]
     found = []
-    for second in seconds:
-        for what in values:
-            shared = dict(claim.get("shared", {})) | ({column: what} if column else {})
-            sides = [shared | side for side in (claim["first"], second)]
-            differences = _differences(claim, profile, sides)
-            if differences is None:
-                continue
-            ours, low, high, images, seeds = differences
-            direction = _direction(low, high, claim.get("margin"), claim.get("least", 0))
-            label = _label(what, second if len(seconds) > 1 else {})
-            found.append(Comparison(label, _paper(claim, sides), ours, low, high, images, seeds, direction))
+    for label, sides in cells(claim):
+        differences = _differences(claim, profile, sides)
+        if differences is None:
+            continue
+        ours, low, high, images, seeds = differences
+        direction = _direction(claim, low, high)
+        found.append(Comparison(label, _paper(claim, sides), ours, low, high, images, seeds, direction))
     return found
 
 
-def _label(what: Any, second: Mapping[str, Any]) -> str:
-    against = f"against {', '.join(str(value) for value in second.values())}" if second else ""
-    return ", ".join(part for part in (str(what), against) if part)
+def cells(claim: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Every comparison that a claim consists of: its label, and what each of the two sides is."""
+    seconds = claim["second"] if isinstance(claim["second"], list) else [claim["second"]]
+    over = claim.get("over", {})
+    found = []
+    for second, *values in itertools.product(seconds, *over.values()):
+        shared = dict(claim.get("shared", {})) | dict(zip(over, values, strict=True))
+        label = [str(value) for value in values]
+        if len(seconds) > 1:
+            label.append(f"against {', '.join(str(value) for value in second.values())}")
+        found.append((", ".join(label), [shared | side for side in (claim["first"], second)]))
+    return found
+
+
+def in_the_paper(claim: Mapping[str, Any]) -> list[bool]:
+    """Whether the paper's own numbers are as the claim says, for each comparison that it has them for."""
+    differences = [_paper(claim, sides) for _, sides in cells(claim)]
+    return [as_claimed(claim, one) for one in differences if one is not None]
+
+
+def as_claimed(claim: Mapping[str, Any], difference: float) -> bool:
+    """Whether a difference without an interval is what the claim says."""
+    return _direction(claim, difference, difference) == "same"
 
 
 def _differences(
@@ -138,8 +153,9 @@ def _paper(claim: Mapping[str, Any], sides: list[dict[str, Any]]) -> float | Non
     return None if any(len(value) != 1 for value in values) else float(values[0].iloc[0] - values[1].iloc[0])
 
 
-def _direction(low: float, high: float, margin: float | None, least: float) -> str:
+def _direction(claim: Mapping[str, Any], low: float, high: float) -> str:
     """Ahead by more than ``least``, or within ``margin`` of each other."""
+    least, margin = claim.get("least", 0), claim.get("margin")
     if margin is None:
         return "same" if low > least else "opposite" if high < least else "unclear"
     if -margin < low and high < margin:

@@ -14,7 +14,7 @@ from rnlib.study.runs import TRAININGS, read_profile, shown
 
 CONDITIONS = {
     "E1": "With batch statistics the same weights withstand the paper's attacks better than with tracked.",
-    "E3": "Statistics that fit the batch, and cannot follow the attack, are as good.",
+    "E3": "Statistics that fit the clean batch, and cannot follow the attack, are better than tracked ones.",
     "E4": "The advantage stays when the attack is stronger: more steps, another loss.",
     "E5": "It stays when a single image of the batch is attacked, so that images cannot defend each other.",
     "E7": "It stays under an attack that uses no gradient.",
@@ -124,7 +124,7 @@ def answer(profile: str) -> str:
 
 def said(found: list[Condition]) -> str:
     """What the rule says, and which conditions are how."""
-    groups = {state: [one.name for one in found if one.state == state] for state in (FAILS, HOLDS, UNCLEAR)}
-    words = {FAILS: "contradicted", HOLDS: "met", UNCLEAR: "unclear"}
+    words = {FAILS: "contradicted", HOLDS: "met", UNCLEAR: "unclear", UNTESTED: "untested"}
+    groups = {state: [one.name for one in found if one.state == state] for state in words}
     told = "; ".join(f"{', '.join(names)} {words[state]}" for state, names in groups.items() if names)
     return f"{SAYS[decide(found)]} ({told})" if told else SAYS[decide(found)]

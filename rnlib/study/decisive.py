@@ -12,7 +12,7 @@ from scipy import stats
 from rnlib.study import panels, results
 from rnlib.study.claims import Verdict
 from rnlib.study.comparisons import Comparison
-from rnlib.study.figures import ATTACKS
+from rnlib.study.figures import ATTACKS, PALETTE
 
 MODES = panels.names(["tracked", "batch"], {"tracked": "tracked statistics", "batch": "batch statistics"})
 NORMS = {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm"}
@@ -20,6 +20,7 @@ SOURCES = {
     "ema": "tracked", "augmented": "augmented", "plain": "plain", "adversarial": "adversarial",
     "twin": "clean twin", "batch": "batch",
 }  # fmt: skip
+TESTED = dict(MODES) | {"reshuffled": ("batch statistics, other batches", PALETTE[2], ":")}
 LADDER = panels.names(
     ["clean", "noise", "grad_sign", "pgd_linf"],
     {"clean": "clean", "noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"},
@@ -44,6 +45,14 @@ def networks(profile: str, name: str, experiment: str = "headline", **where: Any
 
 def _columns(table: pd.DataFrame) -> int:
     return 2 if table.network.nunique() > 1 else 1
+
+
+def transfer_figure(table: pd.DataFrame) -> Figure:
+    """E2: PGD by the statistics it was crafted through, a panel for each network of :func:`networks`."""
+    return panels.categories(
+        table[table.attack != "grad_sign"], x="crafted", series="tested", looks=TESTED, panel="network",
+        columns=2, height=2.8,
+    )  # fmt: skip
 
 
 def ladder_figure(table: pd.DataFrame) -> Figure:

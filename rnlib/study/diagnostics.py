@@ -15,6 +15,7 @@ from rnlib.study.work import default_device, provenance, test_set, trained_model
 
 DIAGNOSTICS: dict[str, Callable[[Run, nn.Module, Dataset, str], Iterator[Outcome]]] = {
     "transfer": experiments.transfer,
+    "transfer_8px": experiments.transfer_8px,
     "independent": experiments.independent,
     "ladder": experiments.ladder,
     "adequacy": sweeps.adequacy,

@@ -76,10 +76,21 @@ def transfer(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Itera
 
     ``detached`` crafts with batch statistics through which no gradient flows (:class:`rnlib.Detached`).
     """
+    suite = paper_suite(run.dataset)
+    return _transferred(model, dataset, {name: suite[name] for name in ("grad_sign", "pgd_linf")}, device)
+
+
+def transfer_8px(run: Run, model: nn.Module, dataset: Dataset, device: str) -> Iterator[Outcome]:
+    """E2 under PGD at 8/255 in pixels, the eps of later work, five times the paper's."""
+    return _transferred(model, dataset, {"pgd_linf_8px": PGD(8 / 255)}, device)
+
+
+def _transferred(
+    model: nn.Module, dataset: Dataset, attacks: dict[str, Attack], device: str
+) -> Iterator[Outcome]:
     labels = dataset.labels.to(device)
-    for name in ("grad_sign", "pgd_linf"):
+    for name, attack in attacks.items():
         for crafted in (*statistics_modes(model), "detached"):
-            attack = paper_suite(run.dataset)[name]
             adv = cache(partial(_crafted, model, dataset, attack, crafted, device))
             for tested in ("tracked", "batch", "reshuffled"):
                 cell = {"attack": name, "crafted": crafted, "tested": tested}

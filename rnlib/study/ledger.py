@@ -2,14 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
+from typing import Any
 
 import pandas as pd
 from IPython.display import Markdown
 
 from rnlib.study.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims, signed
-from rnlib.study.comparisons import Comparison
+from rnlib.study.comparisons import Comparison, in_the_paper
 from rnlib.study.figures import ATTACKS
 
 # How verdicts look: class of the admonition, colour of the badge, symbol.
@@ -35,6 +36,14 @@ def what(comparison: Comparison) -> str:
     return name.removesuffix(", none")
 
 
+def where(claim: Mapping[str, Any]) -> str:
+    """Where a claim stands, and in how much of it the paper's own numbers agree, where they do not in all."""
+    agree = in_the_paper(claim)
+    if all(agree):
+        return str(claim["where"])
+    return f"{claim['where']}; the paper's own numbers agree in {sum(agree)} of {len(agree)} comparisons"
+
+
 def badge(direction: str) -> str:
     """A verdict as a coloured label."""
     _, colour, symbol = LOOK[direction]
@@ -49,7 +58,7 @@ def verdict(claim_id: str, profile: str) -> Markdown:
         f":::{{admonition}} {symbol} {found.direction.capitalize()}: {found.claim['text']}",
         f":class: {look}",
         f":name: {anchor(claim_id)}",
-        f"*{found.claim['where']}.* ",
+        f"*{where(found.claim)}.* ",
     ]
     if found.direction == UNTESTED:
         need = found.claim["evidence"]
@@ -106,7 +115,7 @@ def table(profile: str, kind: str = "paper") -> Markdown:
         claim = found.claim
         magnitude = _ours(found) if found.direction == UNTESTED else found.magnitude
         link = f"{{ref}}`{claim['text'].rstrip('.')} <{anchor(claim['id'])}>`"
-        lines.append(f"| {badge(found.direction)} | {link} (*{claim['where']}*) | {magnitude} |")
+        lines.append(f"| {badge(found.direction)} | {link} (*{where(claim)}*) | {magnitude} |")
     made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
     lines += [
         "",
