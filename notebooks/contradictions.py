@@ -258,7 +258,7 @@ pages.show(
 clean = pd.concat([results.paper(3), published])
 clean = beside.series(part(clean, attack="clean", training="adversarial"))
 clean = clean.assign(paper=clean.accuracy, panel=clean.dataset.map(beside.DATASETS))
-low = part(clean, statistics="tracked").sort_values("paper").iloc[:5]
+low = part(clean, statistics="tracked").sort_values("paper").groupby("panel").head(3)
 worst = part(clean, statistics="batch").paper.groupby(clean.dataset).min()
 listed = ", ".join(
     f"{beside.ARCHITECTURES[row.architecture]} on {row.panel},"

@@ -52,7 +52,8 @@ from rnlib.study.figures import style
 from rnlib.study.runs import TRAININGS
 
 style()
-CLAIMS = [f"e03-{name}-{training}" for name in ("twin", "follow", "plain", "noise") for training in TRAININGS]
+PARTS = ("twin", "twin-plain", "follow", "plain", "noise")
+CLAIMS = [f"e03-{name}-{training}" for name in PARTS for training in TRAININGS]
 ladder = decisive.networks(profile, "ladder")
 display(pages.setting(profile, runs=lambda run: run.norm in decisive.NORMS))
 panels.pending(profile, "ladder", runs=lambda run: run.experiment == "headline")

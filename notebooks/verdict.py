@@ -202,7 +202,8 @@ ledger.summary(
 #   itself, for the reasons above. Where it is unclear or turned round, the other conditions show only that
 #   these networks have no advantage that tracking could explain, not what explains the paper's. Where there
 #   is a gap, after a longer training or at another eps, {doc}`longer`, {doc}`e14` and {doc}`e08` look at it.
-#   After short training its intervals are over seeds; all others are over the images of one network.
+#   After short training its intervals are over seeds; all others are over images, of one network or, in E10,
+#   of two.
 # * **E3, statistics that stay where they are.** The statistics of the clean batch fit the images at hand, and
 #   they do not move with the attack. If a misfit of the tracked statistics to them were the cause, this would
 #   be the more robust network. If the *moving* of the statistics is what helps, it is not. They fit the
