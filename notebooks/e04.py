@@ -145,8 +145,8 @@ decisive.multiplicity(VERDICTS)
 #   attack was the weaker one exactly where the paper saw robustness.
 # * Masking the fooled images lets go of them: with batch statistics they may come back when the rest of the
 #   batch moves the statistics, so that this variant can be the weaker one there.
-# * Square asks for answers only, and is weaker than PGD at this number of queries ({doc}`e07` has by how
-#   much); what counts is which mode it leaves ahead.
+# * Square asks for answers only, and is weaker than PGD at this number of queries (*e07-white-box* above has
+#   by how much); what counts is which mode it leaves ahead.
 # * Accuracy under attack contains what a mode costs on clean images. {doc}`verdict` has these comparisons in
 #   points lost from clean images as well.
 # * None of this shows that batch statistics are *not* robust to something. It shows what may be said from

@@ -143,8 +143,11 @@ for claim in CLAIMS["adversarial"]:
 #
 # Its networks are those of the profile `paper`, with the sweep of each:
 #
-# ``` P="-p profile paper -p dataset cifar100 -p norm robust_norm -p training natural" papermill
-# notebooks/train.ipynb out.ipynb $P && papermill notebooks/diagnose.ipynb out.ipynb $P -p diagnostic eps ```
+# ```
+# P="-p profile paper -p dataset cifar100 -p norm robust_norm -p training natural"
+# papermill notebooks/train.ipynb out.ipynb $P
+# papermill notebooks/diagnose.ipynb out.ipynb $P -p diagnostic eps
+# ```
 
 # %% tags=["hide-input"]
 for claim in FIGURE6:
