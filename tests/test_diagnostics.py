@@ -13,7 +13,7 @@ from rnlib.data import test_order as mixed_order
 from rnlib.study import diagnostics, experiments, store, work
 from rnlib.study.diagnostics import DIAGNOSTICS, diagnose_run
 from rnlib.study.experiments import other_seed
-from rnlib.study.runs import make_run
+from rnlib.study.runs import ROOT, make_run
 
 TINY = {"width": 2, "architecture": "resnet8", "epochs": 1, "train_images": 1000, "validation_images": 100}
 IMAGES = 100  # one batch
@@ -173,3 +173,17 @@ def test_a_resumed_diagnostic_knows_a_cell_whose_measured_values_have_moved(trai
     table, outcomes = diagnosed(trained, "drifting")
     assert list(outcomes) == list(table.attack) == ["first", "second"]
     assert list(table.loss) == [0.1, 0.1000001]
+
+
+FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "results").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_results_hold_the_outcome_of_every_image_that_a_table_counts(path):
+    kept = {key: (len(hits), hits.sum()) for key, hits in store.read_correct(ROOT / path).items()}
+    if path.name == store.CORRECT:
+        table = pd.read_csv(ROOT / path.with_name(store.EVALUATIONS))
+        assert kept == {f"{r.statistics}/{r.attack}": (r.n, r.correct) for r in table.itertuples()}
+    else:
+        table = pd.read_csv(ROOT / path.with_suffix(".csv"))
+        assert list(kept.values()) == list(zip(table.n, table.correct, strict=True))
