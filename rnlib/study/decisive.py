@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from scipy import stats
 
 from rnlib.study import panels, results
@@ -72,6 +73,13 @@ def fraction_figure(table: pd.DataFrame) -> Figure:
     )  # fmt: skip
 
 
+def withstood(profile: str, name: str, rows: pd.DataFrame) -> NDArray[np.floating] | None:
+    """Which images are correct in every row of a table, 100 or 0 (n,); None if an outcome was not kept."""
+    outcomes = [results.outcomes(profile, name, row) for _, row in rows.iterrows()]
+    kept = [one for one in outcomes if one is not None]
+    return 100.0 * np.logical_and.reduce(kept) if len(kept) == len(outcomes) else None
+
+
 def strongest(profile: str, transfer: pd.DataFrame) -> pd.DataFrame:
     """E2: accuracy over images that stay correct under every way of crafting, in either mode.
 
@@ -82,15 +90,12 @@ def strongest(profile: str, transfer: pd.DataFrame) -> pd.DataFrame:
     rows = []
     groups = transfer.groupby(["network", "attack", "run"], sort=False) if len(transfer) else ()
     for (network, attack, _), found in groups:
-        hits = {}
-        for mode, part in found.groupby("tested"):
-            outcomes = [results.outcomes(profile, "transfer", row) for _, row in part.iterrows()]
-            kept = [one for one in outcomes if one is not None]
-            if len(kept) == len(outcomes):
-                hits[mode] = 100.0 * np.logical_and.reduce(kept)
-        if set(hits) >= set(MODES):
-            gap, low, high = results.difference(hits["batch"], hits["tracked"])
-            means = [hits[mode].mean().round(1) for mode in ("tracked", "batch")]
+        tracked, batch = (
+            withstood(profile, "transfer", found[found.tested == mode]) for mode in ("tracked", "batch")
+        )
+        if tracked is not None and batch is not None:
+            gap, low, high = results.difference(batch, tracked)
+            means = [hits.mean().round(1) for hits in (tracked, batch)]
             rows.append((network, ATTACKS[attack], *means, f"{gap:+.1f} ({low:+.1f} to {high:+.1f})"))
     return pd.DataFrame(rows, columns=columns).set_index(columns[:2])
 
