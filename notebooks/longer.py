@@ -272,36 +272,6 @@ for claim in CAUSES:
     display(ledger.verdict(claim, profile))
 
 # %% [markdown]
-# ### At 8/255
-#
-# All of this is at the paper's eps, about 1.5/255 in pixels. At 8/255, the eps of later work, by PGD:
-
-# %% tags=["hide-input"]
-PIXELS = claims(*(f"pixels-{part}{t}" for t in TRAININGS for part in ("", "detached-")))
-PIXELS += claims("pixels-robust-norm-own", "pixels-robust-norm-given")
-if len(pixels := table("transfer_8px")):
-    display(
-        pages.show(
-            decisive.transfer_figure(pixels),
-            caption=(
-                "PGD at 8/255, crafted in one way (below) and classified in another (colour). Batch minus"
-                " tracked statistics, BatchNorm, in points, each under the attack on itself: natural"
-                f" {told('pixels-natural')}, adversarial {told('pixels-adversarial')}; batch statistics under"
-                f" the detached attack: natural {told('pixels-detached-natural')}, adversarial"
-                f" {told('pixels-detached-adversarial')}."
-            ),
-            alt=(
-                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
-                " three dots, with tracked statistics, with those of the batch, and in other batches."
-            ),
-            notebook="longer",
-            profile=profile,
-        )
-    )
-for claim in PIXELS:
-    display(ledger.verdict(claim, profile))
-
-# %% [markdown]
 # The attacks of {doc}`e04` on BatchNorm after natural training, accuracy in percent:
 
 # %% tags=["hide-input"]
@@ -329,6 +299,36 @@ else:
 
 # %% tags=["hide-input"]
 Markdown("\n".join(f"- {decision.sentence(profile, training, LONG)}" for training in TRAININGS))
+
+# %% [markdown]
+# ## At 8/255
+#
+# All of this is at the paper's eps, about 1.5/255 in pixels. At 8/255, the eps of later work, by PGD:
+
+# %% tags=["hide-input"]
+PIXELS = claims(*(f"pixels-{part}{t}" for t in TRAININGS for part in ("", "detached-")))
+PIXELS += claims("pixels-robust-norm-own", "pixels-robust-norm-given")
+if len(pixels := table("transfer_8px")):
+    display(
+        pages.show(
+            decisive.transfer_figure(pixels),
+            caption=(
+                "PGD at 8/255, crafted in one way (below) and classified in another (colour). Batch minus"
+                " tracked statistics, BatchNorm, in points, each under the attack on itself: natural"
+                f" {told('pixels-natural')}, adversarial {told('pixels-adversarial')}; batch statistics under"
+                f" the detached attack: natural {told('pixels-detached-natural')}, adversarial"
+                f" {told('pixels-detached-adversarial')}."
+            ),
+            alt=(
+                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
+                " three dots, with tracked statistics, with those of the batch, and in other batches."
+            ),
+            notebook="longer",
+            profile=profile,
+        )
+    )
+for claim in PIXELS:
+    display(ledger.verdict(claim, profile))
 
 # %% [markdown]
 # ## RobustNorm

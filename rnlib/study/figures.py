@@ -46,9 +46,10 @@ ATTACKS: dict[str, str] = {
 
 
 def style() -> None:
-    """Set the look of all figures of a notebook."""
+    """Set the look of all figures of a notebook, and show its tables whole."""
     import seaborn as sns
 
+    pd.set_option("display.max_rows", None)
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
     plt.rcParams.update({
         "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False,
