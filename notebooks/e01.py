@@ -138,10 +138,7 @@ if len(transfer):
                 f" {ledger.differences(judge('e01-own-batch-natural', profile))}; to tracked ones of"
                 f" images crafted there: {ledger.differences(judge('e01-own-tracked-natural', profile))}."
             ),
-            alt=(
-                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
-                " three dots, with tracked statistics, with those of the batch, and in other batches."
-            ),
+            alt=decisive.TRANSFER_ALT,
             notebook="e01",
             profile=profile,
         )

@@ -225,10 +225,7 @@ if len(transfer := table("transfer")):
                 " the detached attack minus tracked ones under their own, BatchNorm, in points: natural"
                 f" {told('detached-natural')}; adversarial {told('detached-adversarial')}."
             ),
-            alt=(
-                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
-                " three dots, with tracked statistics, with those of the batch, and in other batches."
-            ),
+            alt=decisive.TRANSFER_ALT,
             notebook="longer",
             profile=profile,
         )
@@ -319,10 +316,7 @@ if len(pixels := table("transfer_8px")):
                 f" the detached attack: natural {told('pixels-detached-natural')}, adversarial"
                 f" {told('pixels-detached-adversarial')}."
             ),
-            alt=(
-                "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
-                " three dots, with tracked statistics, with those of the batch, and in other batches."
-            ),
+            alt=decisive.TRANSFER_ALT,
             notebook="longer",
             profile=profile,
         )

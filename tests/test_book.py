@@ -162,35 +162,31 @@ def test_the_status_page_lists_the_notebooks_and_the_versions(tmp_path):
     assert re.search(r"^\| torch \| \d", page, re.MULTILINE)
 
 
+def showing(name, without=""):
+    """A page with the verdicts on its claims."""
+    outputs = [
+        nbformat.v4.new_output("display_data", {"text/markdown": f":::\n:name: claim-{claim_id}\n:::"})
+        for claim_id, claim in read_claims().items()
+        if claim["page"] == name and claim_id != without
+    ]
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+
+
 def test_a_claim_that_its_page_does_not_show_fails_the_build(tmp_path):
     """Removing a page, or a verdict from it, is noticed before anything is rendered."""
     pages = {claim["page"] for claim in read_claims().values()}
-
-    def notebook(name, without=""):
-        outputs = [
-            nbformat.v4.new_output("display_data", {"text/markdown": f":::\n:name: claim-{claim_id}\n:::"})
-            for claim_id, claim in read_claims().items()
-            if claim["page"] == name and claim_id != without
-        ]
-        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
-
-    book.check_claims({name: notebook(name) for name in pages})
+    book.check_claims({name: showing(name) for name in pages})
     with pytest.raises(RuntimeError, match=r"fig1-start \(page fig1\)"):
-        book.check_claims({name: notebook(name) for name in pages - {"fig1"}})
+        book.check_claims({name: showing(name) for name in pages - {"fig1"}})
     with pytest.raises(RuntimeError, match=r"shows: table2-natural-noise \(page table2\)"):
-        book.check_claims({name: notebook(name, "table2-natural-noise") for name in pages})
+        book.check_claims({name: showing(name, "table2-natural-noise") for name in pages})
 
 
 def test_a_page_that_leaves_the_table_of_contents_fails_the_build(tmp_path, monkeypatch):
     chapters = [name for name in book.chapters() if name != "fig5"]
     monkeypatch.setattr(book, "chapters", lambda: chapters)
     for name in chapters:
-        outputs = [
-            nbformat.v4.new_output("display_data", {"text/markdown": f":::\n:name: claim-{claim_id}\n:::"})
-            for claim_id, claim in read_claims().items()
-            if claim["page"] == name
-        ]
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=outputs)])
+        notebook = showing(name)
         notebook.metadata.papermill = {"end_time": "2026-01-01T10:00:00", "duration": 1.0}
         nbformat.write(notebook, tmp_path / f"{name}.ipynb")
     with pytest.raises(RuntimeError, match=r"shows: fig5-fails-batch-norm \(page fig5\)"):

@@ -37,10 +37,10 @@ def values(*tables):
 ALL = values(4, 5)
 
 
-def compare(left, right, training, architectures=RESNETS + VGGS):
+def compare(left, right, training, architectures=RESNETS + VGGS, datasets=DATASETS):
     """In how many attack cells `left` is higher, lower, equal; the row of zeros counts like any other."""
     differences = []
-    for dataset, architecture, attack in product(DATASETS, architectures, ATTACKS):
+    for dataset, architecture, attack in product(datasets, architectures, ATTACKS):
         first = ALL[(dataset, architecture, *left, training, attack)]
         differences.append(first - ALL[(dataset, architecture, *right, training, attack)])
     signs = [(d > 0) - (d < 0) for d in differences]
@@ -167,15 +167,8 @@ def test_robust_norm_against_batch_norm_without_tracking():
 
 def test_robust_norm_with_tracking_against_batch_norm():
     assert compare(RNT, BN, "natural") == (15, 9, 0)
-    ahead = {
-        dataset: sum(
-            ALL[(dataset, architecture, *RNT, "natural", attack)]
-            > ALL[(dataset, architecture, *BN, "natural", attack)]
-            for architecture, attack in product(RESNETS + VGGS, ATTACKS)
-        )
-        for dataset in DATASETS
-    }
-    assert ahead == {"cifar10": 11, "cifar100": 4}  # of 12
+    assert compare(RNT, BN, "natural", datasets=["cifar10"]) == (11, 1, 0)
+    assert compare(RNT, BN, "natural", datasets=["cifar100"]) == (4, 8, 0)
     # The row of zeros loses its 3 cells: without it 20 of 21.
     assert compare(RNT, BN, "adversarial") == (20, 1 + 3, 0)
     assert all(ALL[(*ZEROS, attack)] == 0 for attack in COLUMN_ORDER)

@@ -22,6 +22,10 @@ SOURCES = {
     "twin": "clean twin", "batch": "batch",
 }  # fmt: skip
 TESTED = dict(MODES) | {"reshuffled": ("batch statistics, other batches", PALETTE[2], ":")}
+TRANSFER_ALT = (
+    "For each network, accuracy of images crafted through tracked, batch and detached statistics:"
+    " three dots, with tracked statistics, with those of the batch, and in other batches."
+)
 LADDER = panels.names(
     ["clean", "noise", "grad_sign", "pgd_linf"],
     {"clean": "clean", "noise": "noise", "grad_sign": "GradSign", "pgd_linf": "PGD"},
