@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 
 from rnlib.modes import statistics_modes
-from rnlib.study.book import chapters
-from rnlib.study.diagnostics import DIAGNOSTICS
-from rnlib.study.experiments import other_seed
-from rnlib.study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder, shown
+from study.book import chapters
+from study.experiments.diagnostics import DIAGNOSTICS
+from study.experiments.experiments import other_seed
+from study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder, shown
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
@@ -59,7 +59,7 @@ rule book:
     output:
         "_build/html/index.html",
     shell:
-        f"python -m rnlib.study.book --profile {PROFILE}"
+        f"python -m study.book --profile {PROFILE}"
 
 
 rule chapter:

@@ -19,7 +19,7 @@ from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import evaluate
 from rnlib.modes import statistics_modes, use_statistics
-from rnlib.study.runs import attack_suite, make_run
+from study.runs import attack_suite, make_run
 
 
 def suite() -> dict[str, Attack | None]:

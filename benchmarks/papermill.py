@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.measure import Line, summary
-from rnlib.study.runs import ROOT
-from rnlib.study.store import HISTORY
+from study.runs import ROOT
+from study.store import HISTORY
 
 OPTIONS = {"architecture": "resnet8", "width": 2, "train_images": 128, "validation_images": 100, "epochs": 1}
 
 STARTS = {
     "python": "pass",
     "torch": "import torch",
-    "rnlib": "import rnlib.study.work",
+    "rnlib": "import study.work",
     "papermill": "import papermill.cli",
     "kernel": "import ipykernel.kernelapp",
 }

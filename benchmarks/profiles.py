@@ -20,7 +20,7 @@ from rnlib.attacks import PGD
 from rnlib.data import STATISTICS, Dataset
 from rnlib.models import resnet
 from rnlib.modes import statistics_modes
-from rnlib.study.runs import PROFILES, Run, attack_suite, grid, make_run, read_profile
+from study.runs import PROFILES, Run, attack_suite, grid, make_run, read_profile
 
 TRAINING_IMAGES = {"fashion-mnist-sample": 5_000, "fashion-mnist": 60_000}  # of the CIFARs 50,000
 SIDES = {"fashion-mnist-sample": 28, "fashion-mnist": 28}

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from rnlib.data import Dataset
 from rnlib.models import resnet
 from rnlib.norms import BatchNorm, RobustNorm
-from rnlib.study import store
-from rnlib.study.runs import grid
-from rnlib.study.work import test_set, trained_model
+from study import store
+from study.runs import grid
+from study.work import test_set, trained_model
 
 BATCH = 128  # images of a training step
 

@@ -27,7 +27,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -90,8 +90,8 @@ report.round(2)
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import pages, panels
-from rnlib.study.figures import style
+from study.report import pages, panels
+from study.report.figures import style
 
 style()
 n = len(images)

@@ -28,7 +28,7 @@
 profile = "quick"  # this page needs no results and is the same in every profile
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -38,8 +38,8 @@ import numpy as np
 import torch
 
 import rnlib
-from rnlib.study import pages
-from rnlib.study.figures import PALETTE, style
+from study.report import pages
+from study.report.figures import PALETTE, style
 
 style()
 generator = np.random.default_rng(0)

@@ -43,7 +43,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -52,10 +52,10 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from rnlib.released import HABITS
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, style
-from rnlib.study.runs import TRAININGS
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, style
+from study.runs import TRAININGS
 
 style()
 CLAIMS = ["code-path-gap", "code-path-moves", "code-path-noise"]

@@ -28,7 +28,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -38,9 +38,9 @@ import seaborn as sns
 from IPython.display import Markdown, display
 from matplotlib import pyplot as plt
 
-from rnlib.study import beside, ledger, pages, panels, results
-from rnlib.study.beside import EQUAL, HIGHER, LOWER, counted
-from rnlib.study.figures import ATTACKS, PALETTE, SERIES, style
+from study.report import beside, ledger, pages, panels, results
+from study.report.beside import EQUAL, HIGHER, LOWER, counted
+from study.report.figures import ATTACKS, PALETTE, SERIES, style
 
 style()
 BN, BNW = ("batch_norm", "tracked"), ("batch_norm", "batch")

@@ -31,8 +31,8 @@ device = None  # None: the GPU if there is one
 # %%
 from dataclasses import fields
 
-from rnlib.study.parameters import parameters
-from rnlib.study.runs import Run, make_run
+from study.parameters import parameters
+from study.runs import Run, make_run
 
 given = parameters(globals(), [field.name for field in fields(Run)] + ["device", "diagnostic"])
 device, diagnostic = given.pop("device"), given.pop("diagnostic")
@@ -42,8 +42,8 @@ run
 # %%
 import pandas as pd
 
-from rnlib.study.diagnostics import diagnose_run
-from rnlib.study.figures import live
+from study.experiments.diagnostics import diagnose_run
+from study.report.figures import live
 
 with live() as progress:
 

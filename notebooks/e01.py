@@ -44,7 +44,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -53,10 +53,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, PALETTE, style
-from rnlib.study.runs import TRAININGS
+from study.report import decisive, ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, PALETTE, style
+from study.runs import TRAININGS
 
 style()
 E1 = ["table2-natural-attacks", "table2-adversarial-attacks"]

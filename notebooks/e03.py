@@ -39,17 +39,17 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, ledger, pages, panels
-from rnlib.study.claims import judge
-from rnlib.study.figures import style
-from rnlib.study.runs import TRAININGS
+from study.report import decisive, ledger, pages, panels
+from study.report.claims import judge
+from study.report.figures import style
+from study.runs import TRAININGS
 
 style()
 PARTS = ("twin", "twin-plain", "follow", "plain", "noise")

@@ -28,17 +28,17 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decisive, ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import SERIES, style
-from rnlib.study.runs import TRAININGS
+from study.report import decisive, ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import SERIES, style
+from study.runs import TRAININGS
 
 style()
 CLAIMS = [f"e08-{name}-{training}" for name in ("pixels", "noise") for training in TRAININGS]

@@ -38,7 +38,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -46,10 +46,10 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, style
-from rnlib.study.runs import chosen_runs
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, style
+from study.runs import chosen_runs
 
 style()
 CRAFTING = {"short": "train", "crafting_frozen": "train-frozen", "crafting_eval": "eval"}

@@ -38,17 +38,17 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.conditions import JITTER
-from rnlib.study.figures import ATTACKS, style
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.experiments.conditions import JITTER
+from study.report.figures import ATTACKS, style
 
 style()
 CLAIMS = ["e11-jitter", "e11-noise", "e11-redrawn"]

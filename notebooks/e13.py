@@ -37,16 +37,16 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, style
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, style
 
 style()
 CLAIMS = ["e13-sorted", "e13-skewed", "e13-tracked", "e13-robust"]

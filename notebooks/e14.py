@@ -40,7 +40,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -48,10 +48,10 @@ parameters(globals(), ["profile"])
 import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import style
-from rnlib.study.runs import chosen_runs
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import style
+from study.runs import chosen_runs
 
 style()
 LOSSES = {

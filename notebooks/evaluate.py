@@ -30,8 +30,8 @@ device = None  # None: the GPU if there is one
 # %%
 from dataclasses import fields
 
-from rnlib.study.parameters import parameters
-from rnlib.study.runs import Run, make_run
+from study.parameters import parameters
+from study.runs import Run, make_run
 
 given = parameters(globals(), [field.name for field in fields(Run)] + ["device"])
 device = given.pop("device")
@@ -42,8 +42,8 @@ run
 from IPython.display import display
 from matplotlib import pyplot as plt
 
-from rnlib.study.figures import evaluation_figure, live, style
-from rnlib.study.work import evaluate_run
+from study.report.figures import evaluation_figure, live, style
+from study.work import evaluate_run
 
 style()
 chart = display({"text/plain": ""}, raw=True, display_id=True)

@@ -35,17 +35,17 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, decisive, ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, SERIES, accuracy_figure, style
-from rnlib.study.runs import TRAININGS
+from study.report import beside, decisive, ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, SERIES, accuracy_figure, style
+from study.runs import TRAININGS
 
 style()
 PAIRS = [

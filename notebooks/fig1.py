@@ -33,13 +33,13 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
-from rnlib.study import ledger, pages, results
-from rnlib.study.figures import style
+from study.report import ledger, pages, results
+from study.report.figures import style
 
 style()
 pages.setting(profile)

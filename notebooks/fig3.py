@@ -35,7 +35,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -43,9 +43,9 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import style
+from study.report import beside, ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import style
 
 style()
 PAIRS = [

@@ -30,7 +30,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -39,9 +39,9 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 import rnlib
-from rnlib.study import beside, ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, style
+from study.report import beside, ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, style
 
 style()
 PAIRS = [

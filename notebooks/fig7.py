@@ -31,7 +31,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -39,9 +39,9 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import display
 
-from rnlib.study import beside, ledger, pages, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import beside_figure, style
+from study.report import beside, ledger, pages, results
+from study.report.claims import judge
+from study.report.figures import beside_figure, style
 
 style()
 PAIRS = [("batch_norm", "tracked"), ("robust_norm", "tracked")]

@@ -40,7 +40,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -52,11 +52,11 @@ from IPython.display import HTML, Markdown, display
 from matplotlib import pyplot as plt
 
 from rnlib.landscape import BATCH_SIZE
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.decisive import NORMS
-from rnlib.study.figures import SERIES, style
-from rnlib.study.runs import ROOT, read_profile
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.decisive import NORMS
+from study.report.figures import SERIES, style
+from study.runs import ROOT, read_profile
 
 style()
 PANELS = [(norm, mode) for norm in ("batch_norm", "robust_norm") for mode in ("tracked", "batch")]

@@ -26,17 +26,17 @@ profile = "quick"  # quick, laptop or paper
 teaser = None  # file to save the figure to, for the README
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile", "teaser"])
 
 # %% tags=["remove-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import decision, ledger, pages
-from rnlib.study.claims import judge
-from rnlib.study.figures import accuracy_figure, style
-from rnlib.study.runs import TRAININGS, read_profile, shown
+from study.report import decision, ledger, pages
+from study.report.claims import judge
+from study.report.figures import accuracy_figure, style
+from study.runs import TRAININGS, read_profile, shown
 
 style()
 answer = (
@@ -126,7 +126,7 @@ ledger.table(profile, "beyond")
 
 # %% [markdown]
 # All of it as data: <a href="_static/claims.json" download>claims.json</a> (verdicts and comparisons),
-# <a href="_static/results.csv" download>results.csv</a> (every accuracy). `python -m rnlib.study.claims`
+# <a href="_static/results.csv" download>results.csv</a> (every accuracy). `python -m study.report.claims`
 # computes the verdicts again.
 
 # %% [markdown]

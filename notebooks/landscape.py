@@ -29,8 +29,8 @@ device = None  # None: the GPU if there is one
 # %%
 from dataclasses import fields
 
-from rnlib.study.parameters import parameters
-from rnlib.study.runs import Run, make_run
+from study.parameters import parameters
+from study.runs import Run, make_run
 
 given = parameters(globals(), [field.name for field in fields(Run)] + ["device"])
 device = given.pop("device")
@@ -40,8 +40,8 @@ run
 # %%
 import pandas as pd
 
-from rnlib.study.figures import live
-from rnlib.study.planes import plane_run
+from study.report.figures import live
+from study.planes import plane_run
 
 with live() as progress:
 

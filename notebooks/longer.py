@@ -38,7 +38,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -47,11 +47,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Markdown, display
 
-from rnlib.study import beside, decision, decisive, ledger, pages, panels, results, store
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS as NAMES
-from rnlib.study.figures import PALETTE, accuracy_figure, style
-from rnlib.study.runs import TRAININGS, grid, shown
+from study.report import beside, decision, decisive, ledger, pages, panels, results
+from study import store
+from study.report.claims import judge
+from study.report.figures import ATTACKS as NAMES
+from study.report.figures import PALETTE, accuracy_figure, style
+from study.runs import TRAININGS, grid, shown
 
 style()
 LONG = "gpu"  # the profile of these runs

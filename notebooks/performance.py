@@ -31,7 +31,7 @@ profile = "quick"  # quick, laptop or paper
 file = None  # CSV file of python -m benchmarks; None: benchmarks/results.csv
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile", "file"])
 
@@ -43,9 +43,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from rnlib.study import pages, results
-from rnlib.study.figures import PALETTE, attack_names, style
-from rnlib.study.runs import ROOT, diagnosed, grid
+from study.report import pages, results
+from study.report.figures import PALETTE, attack_names, style
+from study.runs import ROOT, diagnosed, grid
 
 style()
 COLUMNS = ["row", "case", "quantity", "value", "unit", "low", "high", "target", "met", "machine", "torch"]

@@ -30,8 +30,8 @@ device = None  # None: the GPU if there is one
 # %%
 from dataclasses import fields
 
-from rnlib.study.parameters import parameters
-from rnlib.study.runs import Run, make_run
+from study.parameters import parameters
+from study.runs import Run, make_run
 
 given = parameters(globals(), [field.name for field in fields(Run)] + ["device"])
 device = given.pop("device")
@@ -41,8 +41,8 @@ run
 # %%
 import pandas as pd
 
-from rnlib.study.figures import style
-from rnlib.study.probe import probe_run
+from study.report.figures import style
+from study.probe import probe_run
 
 style()
 columns = ["condition", "shift_abs", "log_ratio_abs"]

@@ -46,16 +46,16 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, PALETTE, style
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, PALETTE, style
 
 style()
 NORMS = {

@@ -29,22 +29,22 @@
 # Whether Eq 12 suppresses activations is a question about a given input. So it is put to one network: at the
 # input of every norm layer of the trained BatchNorm network, the standard deviation and the range of each
 # channel are measured over test batches of 100 images, and from them what each normaliser would leave
-# ({py:func}`rnlib.study.spreads.spreads`). Scale and shift, which are learned, are left aside.
+# ({py:func}`study.experiments.spreads.spreads`). Scale and shift, which are learned, are left aside.
 
 # %% tags=["parameters", "remove-cell"]
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import Markdown, display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import style
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import style
 
 style()
 NORMS = {

@@ -33,7 +33,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -41,12 +41,12 @@ parameters(globals(), ["profile"])
 import pandas as pd
 from IPython.display import display
 
-from rnlib.study import ledger, pages, panels, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS as NAMES
-from rnlib.study.figures import PALETTE, accuracy_figure, style
-from rnlib.study.figures import SERIES as LOOKS
-from rnlib.study.runs import TRAININGS
+from study.report import ledger, pages, panels, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS as NAMES
+from study.report.figures import PALETTE, accuracy_figure, style
+from study.report.figures import SERIES as LOOKS
+from study.runs import TRAININGS
 
 style()
 SERIES = [("batch_norm", "tracked"), ("no_norm", "none"), ("batch_norm", "batch")]

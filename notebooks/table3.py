@@ -31,16 +31,16 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import ledger, pages
-from rnlib.study.claims import judge
-from rnlib.study.figures import accuracy_figure, style
+from study.report import ledger, pages
+from study.report.claims import judge
+from study.report.figures import accuracy_figure, style
 
 style()
 SERIES = [

@@ -29,16 +29,16 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
 # %% tags=["hide-input"]
 from IPython.display import display
 
-from rnlib.study import beside, ledger, pages, results
-from rnlib.study.claims import judge
-from rnlib.study.figures import ATTACKS, beside_figure, style
+from study.report import beside, ledger, pages, results
+from study.report.claims import judge
+from study.report.figures import ATTACKS, beside_figure, style
 
 style()
 PAIRS = [

@@ -13,7 +13,7 @@
 #
 # A worker of the grid: `papermill notebooks/train.ipynb out.ipynb -p norm robust_norm -p training
 # adversarial`. Settings that are not given are those of the profile (`profiles/<profile>.yml`); all of them
-# are fields of `rnlib.study.runs.Run`. A run that is there is not repeated, one that was cut short goes on
+# are fields of `study.runs.Run`. A run that is there is not repeated, one that was cut short goes on
 # after its last epoch. A training that diverges is a result as well: `diverged.json` says where.
 
 # %% tags=["parameters"]
@@ -31,8 +31,8 @@ device = None  # None: the GPU if there is one
 # %%
 from dataclasses import fields
 
-from rnlib.study.parameters import parameters
-from rnlib.study.runs import Run, make_run
+from study.parameters import parameters
+from study.runs import Run, make_run
 
 given = parameters(globals(), [field.name for field in fields(Run)] + ["device"])
 device = given.pop("device")
@@ -45,9 +45,9 @@ from time import perf_counter
 from IPython.display import display
 from matplotlib import pyplot as plt
 
-from rnlib.study.figures import history_figure, live
-from rnlib.study.store import has_diverged
-from rnlib.study.work import train_run, training_set
+from study.report.figures import history_figure, live
+from study.store import has_diverged
+from study.work import train_run, training_set
 
 steps = -(-len(training_set(run)) // run.batch_size)
 done, start = 0, perf_counter()

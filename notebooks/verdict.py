@@ -31,7 +31,7 @@
 profile = "quick"  # quick, laptop or paper
 
 # %% tags=["remove-cell"]
-from rnlib.study.parameters import parameters
+from study.parameters import parameters
 
 parameters(globals(), ["profile"])
 
@@ -40,10 +40,10 @@ import matplotlib.pyplot as plt
 from IPython.display import Markdown, display
 from matplotlib.ticker import MaxNLocator
 
-from rnlib.study import decision, ledger, pages, results
-from rnlib.study.claims import read_claims
-from rnlib.study.figures import PALETTE, style
-from rnlib.study.runs import TRAININGS, read_profile
+from study.report import decision, ledger, pages, results
+from study.report.claims import read_claims
+from study.report.figures import PALETTE, style
+from study.runs import TRAININGS, read_profile
 
 style()
 FOUND = {training: decision.conditions(profile, training) for training in TRAININGS}

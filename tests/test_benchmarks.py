@@ -23,7 +23,7 @@ from benchmarks.norms import FORMATS, uses_native_kernel
 from rnlib.attacks import success
 from rnlib.models import resnet
 from rnlib.norms import BatchNorm, RobustNorm
-from rnlib.study.runs import ROOT, make_run
+from study.runs import ROOT, make_run
 
 pytestmark = [pytest.mark.xdist_group("benchmarks")]  # the rows are measured once
 

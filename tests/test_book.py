@@ -13,9 +13,9 @@ import browser
 import nbformat
 import pytest
 
-from rnlib.study import book
-from rnlib.study.claims import read_claims
-from rnlib.study.reference import modules
+from study import book
+from study.report.claims import read_claims
+from study.api_pages import modules
 
 pytestmark = [pytest.mark.xdist_group("book")]  # the site is made once
 LOADED = {"link": "href", "object": "data"} | dict.fromkeys(("script", "img", "iframe", "video"), "src")

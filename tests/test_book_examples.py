@@ -13,7 +13,7 @@ from scipy import stats
 import rnlib
 from rnlib import norms
 from rnlib.data import STATISTICS
-from rnlib.study.runs import PROFILES, grid, read_profile
+from study.runs import PROFILES, grid, read_profile
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 PAGES = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.md"))

@@ -41,7 +41,7 @@ def test_the_core_needs_no_more_than_the_networks_do():
 def test_torchvision_is_imported_by_what_needs_it_only():
     """It takes as long to import as torch itself, and a job of the grid needs the packaged files alone."""
     code = """
-import sys, torch, rnlib, rnlib.study.work
+import sys, torch, rnlib, study.work
 rnlib.load("fashion-mnist-sample", "test"), rnlib.resnet(8)
 print("torchvision" in sys.modules)
 rnlib.sources.jpeg(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
@@ -56,7 +56,7 @@ def test_a_training_job_does_without_the_packages_that_are_slow_to_import():
     cells = jupytext.read(ROOT / "notebooks" / "train.py").cells
     lines = [line for cell in cells for line in cell.source.splitlines()]
     imports = [line for line in lines if line.startswith(("import ", "from "))]
-    assert any("rnlib.study.work" in line for line in imports)
+    assert any("study.work" in line for line in imports)
     code = [*imports, f"import sys; print(*[name for name in {slow} if name in sys.modules])"]
     command = [sys.executable, "-c", "\n".join(code)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
