@@ -4,6 +4,7 @@ from rnlib.attacks import (
     BIM,
     PGD,
     PGDL2,
+    Attack,
     CarliniWagner,
     GaussianNoise,
     Grad,
@@ -14,19 +15,25 @@ from rnlib.attacks import (
 )
 from rnlib.audit import BatchDependence, audit_batch_dependence
 from rnlib.convert import convert_norms
-from rnlib.crafting import Attack
 from rnlib.data import Dataset, load
-from rnlib.detached import Detached
 from rnlib.evaluate import Evaluation, evaluate, measure
-from rnlib.models import Normalize, resnet, resnet_released50, vgg
-from rnlib.modes import statistics_modes, track, use_statistics
-from rnlib.neighbours import Among, attack_neighbours
+from rnlib.models import Normalize, resnet, vgg
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
-from rnlib.square import Square
-from rnlib.tracking import batch_statistics, distance, recalibrate, tracked_statistics
+from rnlib.statistics import (
+    Detached,
+    batch_statistics,
+    distance,
+    gradient_shares,
+    recalibrate,
+    statistics_modes,
+    track,
+    tracked_statistics,
+    use_statistics,
+)
+from rnlib.strong_attacks import Among, Square, attack_neighbours
 from rnlib.train import Training, TrainingDiverged, fit
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BIM",
@@ -59,6 +66,7 @@ __all__ = [
     "distance",
     "evaluate",
     "fit",
+    "gradient_shares",
     "load",
     "make_norm",
     "measure",
@@ -66,7 +74,6 @@ __all__ = [
     "paper_suite",
     "recalibrate",
     "resnet",
-    "resnet_released50",
     "statistics_modes",
     "success",
     "track",

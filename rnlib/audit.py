@@ -12,7 +12,7 @@ from rnlib.attacks import Attack
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, batches, test_order
 from rnlib.evaluate import measure
-from rnlib.modes import evaluation_mode, statistics_modes, use_statistics
+from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
 
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")
 
@@ -89,8 +89,9 @@ def audit_batch_dependence(
                 moved, robust = (here - reference).abs().sum(1).mean().item() / 2, None
                 if attack is not None:
                     arranged = dataset.subset(orders[composition])
-                    options = {"statistics": mode, "batch_size": size, "seed": seed}
-                    correct, _, _ = measure(model, arranged, attack, device=device, **options)  # type: ignore[arg-type]
+                    correct, _, _ = measure(
+                        model, arranged, attack, statistics=mode, batch_size=size, seed=seed, device=device
+                    )
                     robust = _percent(correct)
                 records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
     return records
@@ -102,13 +103,8 @@ def _probabilities(
 ) -> Tensor:
     """Softmax (N, classes) in the order of the data set, from batches taken in the given order."""
     stream = batches(dataset.subset(order), batch_size, device=device)
-    with evaluation_mode(model):
-        if mode == "none":
-            parts = [model(x) for x, _ in stream]
-        else:
-            with use_statistics(model, mode):
-                parts = [model(x) for x, _ in stream]
-    found = torch.cat(parts).cpu()
+    with evaluation_mode(model), use_statistics(model, mode):
+        found = torch.cat([model(x) for x, _ in stream]).cpu()
     return torch.empty_like(found).index_copy_(0, order, found).softmax(1)
 
 

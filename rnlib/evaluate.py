@@ -1,7 +1,7 @@
 """Accuracy of one set of weights, clean and under attack, in each statistics mode, outcome by image."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from time import perf_counter
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
-from rnlib.modes import evaluation_mode, statistics_modes, use_statistics
+from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,8 +73,7 @@ def measure(
     if getattr(attack, "targeted", False):
         raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
     correct, losses, distances = [], [], []
-    switched = nullcontext() if statistics == "none" else use_statistics(model, statistics)
-    with switched, evaluation_mode(model), _on(model, device):
+    with use_statistics(model, statistics), evaluation_mode(model), _on(model, device):
         for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
             original = x
             if attack is not None:

@@ -1,119 +1,89 @@
 """Loss planes around trained weights, sampled exactly (the paper's Fig 9), and numbers for their sharpness.
 
-Built on the interfaces of the ``loss-landscapes`` package (model wrapper, parameter vectors, metrics). Its
-own planes are not used: their directions are uniform on [0, 1), not Gaussian, and their points lie elsewhere
-than a grid says, every second column by a step. Here every point is base + a d1 + b d2, computed anew.
+Every point is base + a d1 + b d2, computed anew from a copy of the weights. The package ``loss-landscapes``
+cannot take this place: the directions of its planes are uniform on [0, 1), not Gaussian, and their points lie
+elsewhere than a grid says, every second column by a step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
-from loss_landscapes.metrics.metric import Metric
-from loss_landscapes.model_interface.model_parameters import ModelParameters
-from loss_landscapes.model_interface.model_wrapper import ModelWrapper, SimpleModelWrapper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnlib.checks import check_batch, check_count, check_length
-from rnlib.crafting import borrowed
-from rnlib.modes import evaluation_mode, use_statistics
+from rnlib.attacks import check_batch, check_count, check_length
+from rnlib.statistics import borrowed, evaluation_mode, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
 
-class MeanLoss(Metric):
-    """Mean cross-entropy over images in fixed batches, a 0-d tensor.
-
-    Args:
-        x: images (N, C, H, W) in [0, 1].
-        y: labels (N,).
-        batch_size: of the batches, whose statistics count in mode ``"batch"``.
-    """
-
-    def __init__(self, x: Tensor, y: Tensor, batch_size: int = BATCH_SIZE):
-        super().__init__()
-        check_count("batch_size", batch_size)
-        self.batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
-        self.count = len(y)
-
-    def __call__(self, model_wrapper: ModelWrapper) -> Tensor:
-        losses = [F.cross_entropy(model_wrapper.forward(x), y, reduction="sum") for x, y in self.batches]
-        return torch.stack(losses).sum() / self.count
-
-
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """Losses on a square around the weights.
-
-    Attributes:
-        coordinates: (points,), from -radius to radius, in units of the directions.
-        losses: (points, points); ``losses[i, j]`` is at base + coordinates[i] d1 + coordinates[j] d2.
-    """
-
-    coordinates: Tensor
-    losses: Tensor
-
-
-def random_direction(model: nn.Module, generator: torch.Generator) -> ModelParameters:
-    """A filter-normalised Gaussian direction (Li et al., 2018).
+def random_direction(weights: Iterable[Tensor], generator: torch.Generator) -> list[Tensor]:
+    """A filter-normalised Gaussian direction (Li et al., 2018), a tensor for each of the weights of a model.
 
     Every filter (an output channel of a convolution, a row of a linear layer) has the length of that filter
     in the model. Parameters with one dimension, scale and shift of norms and biases, stay where they are;
     so do running statistics, which are no parameters.
     """
     direction = []
-    for parameter in model.parameters():
-        weight = parameter.detach()
-        if weight.dim() < 2:
-            direction.append(torch.zeros_like(weight))
-            continue
-        step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device=generator.device)
-        step, dims = step.to(weight.device), tuple(range(1, weight.dim()))
-        lengths = (torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in (weight, step))
-        own, drawn = lengths
-        direction.append(step * own / drawn)
-    return ModelParameters(direction)
+    for weight in weights:
+        step, dims = torch.zeros_like(weight), tuple(range(1, weight.dim()))
+        if dims:
+            step = torch.randn(weight.shape, generator=generator, dtype=weight.dtype, device=generator.device)
+            step = step.to(weight.device)
+            own, drawn = (torch.linalg.vector_norm(v, dim=dims, keepdim=True) for v in (weight, step))
+            step = step * own / drawn
+        direction.append(step.detach())
+    return direction
 
 
 @contextmanager
-def _prepared(
-    model: nn.Module, statistics: str
-) -> Iterator[tuple[ModelWrapper, ModelParameters, list[Tensor]]]:
-    """The model in evaluation mode under a wrapper, its parameters, and a copy that is put back."""
-    wrapper = SimpleModelWrapper(model)
-    parameters = wrapper.get_module_parameters()
-    trainable = [parameter.requires_grad for parameter in parameters.parameters]
-    base = [parameter.detach().clone() for parameter in parameters.parameters]
-    try:
-        with evaluation_mode(model), use_statistics(model, statistics), borrowed(model, update_buffers=False):
-            yield wrapper, parameters, base
-    finally:
-        _place(parameters, base, [], [])
-        for parameter, flag in zip(parameters.parameters, trainable, strict=True):
-            parameter.requires_grad_(flag)
+def _landscape(
+    model: nn.Module, x: Tensor, y: Tensor, statistics: str, batch_size: int
+) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+    """The loss as a function of steps (length, direction) from the weights, and a copy of these weights.
 
+    The model is in evaluation mode, and afterwards bit for bit as it was.
+    """
+    check_batch(model, x, y)
+    check_count("batch_size", batch_size)
+    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    base = [parameter.detach().clone() for parameter, _ in parameters]
 
-@torch.no_grad()
-def _place(
-    parameters: ModelParameters,
-    base: Sequence[Tensor],
-    steps: Sequence[float],
-    along: Sequence[ModelParameters],
-) -> None:
-    """Write base + sum of steps times directions into the parameters, in place."""
-    for index, (parameter, start) in enumerate(zip(parameters.parameters, base, strict=True)):
-        parameter.copy_(start)
-        for step, direction in zip(steps, along, strict=True):
-            parameter.add_(direction[index], alpha=step)
+    @torch.no_grad()
+    def move(*steps: tuple[float, list[Tensor]]) -> None:
+        for index, (parameter, _) in enumerate(parameters):
+            parameter.copy_(base[index])
+            for step, direction in steps:
+                parameter.add_(direction[index], alpha=step)
+
+    def loss(*steps: tuple[float, list[Tensor]]) -> Tensor:
+        move(*steps)
+        losses = [F.cross_entropy(model(images), labels, reduction="sum") for images, labels in batches]
+        return torch.stack(losses).sum() / len(y)
+
+    with evaluation_mode(model), use_statistics(model, statistics), borrowed(model, update_buffers=False):
+        try:
+            yield loss, base
+        finally:
+            move()
+            for parameter, trainable in parameters:
+                parameter.requires_grad_(trainable)
 
 
 @torch.no_grad()
 def loss_plane(
-    model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", radius: float = 1.0,
-    points: int = 25, seed: int = 0, batch_size: int = BATCH_SIZE,
-) -> Plane:  # fmt: skip
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    statistics: str = "tracked",
+    radius: float = 1.0,
+    points: int = 25,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> tuple[Tensor, Tensor]:
     """Sample the loss on a plane through the weights of a model.
 
     Args:
@@ -126,31 +96,37 @@ def loss_plane(
         seed: of the two directions.
         batch_size: of the batches in which the images are classified.
 
+    Returns:
+        coordinates (points,), from -radius to radius in units of the directions, and losses (points, points):
+        ``losses[i, j]`` is at base + coordinates[i] d1 + coordinates[j] d2.
+
     Raises:
         TypeError, ValueError: unusable model, images, labels or options.
     """
-    check_batch(model, x, y)
     check_count("points", points)
     check_length("radius", radius)
     if points % 2 == 0:
         raise ValueError(f"points is {points}, it must be odd: the weights themselves are one of them")
-    generator = torch.Generator().manual_seed(seed)
-    along = [random_direction(model, generator) for _ in range(2)]
-    coordinates, metric = torch.linspace(-radius, radius, points), MeanLoss(x, y, batch_size)
-    losses = []
-    with _prepared(model, statistics) as (wrapper, parameters, base):
-        for a in coordinates.tolist():
-            for b in coordinates.tolist():
-                _place(parameters, base, (a, b), along)
-                losses.append(metric(wrapper))
-    return Plane(coordinates, torch.stack(losses).view(points, points).cpu())
+    generator, coordinates = torch.Generator().manual_seed(seed), torch.linspace(-radius, radius, points)
+    grid = coordinates.tolist()
+    with _landscape(model, x, y, statistics, batch_size) as (loss, base):
+        d1, d2 = (random_direction(base, generator) for _ in range(2))
+        losses = [loss((a, d1), (b, d2)) for a in grid for b in grid]
+    return coordinates, torch.stack(losses).view(points, points).cpu()
 
 
 @torch.no_grad()
 def loss_rise(
-    model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", radius: float = 0.5,
-    directions: int = 20, seed: int = 0, batch_size: int = BATCH_SIZE,
-) -> Tensor:  # fmt: skip
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    statistics: str = "tracked",
+    radius: float = 0.5,
+    directions: int = 20,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+) -> Tensor:
     """How much the loss rises at a distance from the weights, along random filter-normalised directions.
 
     Returns:
@@ -159,26 +135,28 @@ def loss_rise(
 
     Args and errors: as :func:`loss_plane`.
     """
-    check_batch(model, x, y)
     check_count("directions", directions)
     check_length("radius", radius)
-    generator, metric, rises = torch.Generator().manual_seed(seed), MeanLoss(x, y, batch_size), []
-    with _prepared(model, statistics) as (wrapper, parameters, base):
-        here = metric(wrapper)
+    generator, rises = torch.Generator().manual_seed(seed), []
+    with _landscape(model, x, y, statistics, batch_size) as (loss, base):
+        here = loss()
         for _ in range(directions):
-            _place(parameters, base, (), ())
-            direction, ends = random_direction(model, generator), []
-            for step in (radius, -radius):
-                _place(parameters, base, (step,), (direction,))
-                ends.append(metric(wrapper))
-            rises.append(sum(ends) / 2 - here)
+            direction = random_direction(base, generator)
+            rises.append((loss((radius, direction)) + loss((-radius, direction))) / 2 - here)
     return torch.stack(rises).cpu()
 
 
 def top_curvature(
-    model: nn.Module, x: Tensor, y: Tensor, *, statistics: str = "tracked", steps: int = 20, seed: int = 0,
-    batch_size: int = BATCH_SIZE, size: float = 1e-2,
-) -> float:  # fmt: skip
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    statistics: str = "tracked",
+    steps: int = 20,
+    seed: int = 0,
+    batch_size: int = BATCH_SIZE,
+    size: float = 1e-2,
+) -> float:
     """The eigenvalue of largest size of the loss's Hessian, by power iteration.
 
     Products with the Hessian are central differences of gradients at ``size`` times a unit vector, as
@@ -186,23 +164,19 @@ def top_curvature(
 
     Args and errors: as :func:`loss_plane`.
     """
-    check_batch(model, x, y)
     check_count("steps", steps)
     check_length("size", size)
-    metric, value = MeanLoss(x, y, batch_size), 0.0
-    generator = torch.Generator().manual_seed(seed)
-    with _prepared(model, statistics) as (wrapper, parameters, base):
+    generator, value = torch.Generator().manual_seed(seed), 0.0
+    parameters = list(model.parameters())
+    with _landscape(model, x, y, statistics, batch_size) as (loss, base), torch.enable_grad():
         vector = [torch.randn(b.shape, generator=generator, dtype=b.dtype).to(b.device) for b in base]
-        for parameter in parameters.parameters:
+        for parameter in parameters:
             parameter.requires_grad_(True)
         for _ in range(steps):
             length = torch.sqrt(sum((v.square().sum() for v in vector), torch.zeros(())))
-            unit = ModelParameters([v / length for v in vector])
-            gradients = []
-            for step in (size, -size):
-                _place(parameters, base, (step,), (unit,))
-                with torch.enable_grad():
-                    gradients.append(torch.autograd.grad(metric(wrapper), parameters.parameters))
+            unit = [v / length for v in vector]
+            ends = (loss((step, unit)) for step in (size, -size))
+            gradients = [torch.autograd.grad(end, parameters) for end in ends]
             vector = [(plus - minus) / (2 * size) for plus, minus in zip(*gradients, strict=True)]
-            value = sum(float((v * u).sum()) for v, u in zip(vector, unit.parameters, strict=True))
+            value = sum(float((v * u).sum()) for v, u in zip(vector, unit, strict=True))
     return value

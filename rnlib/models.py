@@ -6,22 +6,20 @@ two hidden layers.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
 
-from rnlib.blocks import BasicBlock, Block, Bottleneck, MakeNorm
-from rnlib.norms import make_norm
-from rnlib.remedies import reparametrize
+from rnlib.norms import MakeNorm, make_norm
+from rnlib.other_norms import WeightNorm
 
-VGG_LAYOUTS: dict[int, tuple[tuple[int, int], ...]] = {  # (convolutions, channels) of each stage
-    11: ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)),
-    13: ((2, 64), (2, 128), (2, 256), (2, 512), (2, 512)),
-    16: ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)),
-    19: ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512)),
-}
+# Convolutions of each stage, by depth.
+VGG_LAYOUTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
 class Normalize(nn.Module):
@@ -34,7 +32,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if not mean or len(mean) != len(std) or min(std) <= 0:
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, std positive")
@@ -47,109 +45,140 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _norm_maker(norm: str | MakeNorm, options: dict[str, Any]) -> MakeNorm:
-    if isinstance(norm, str):
-        return make_norm(norm, **options)
-    if options:
-        raise ValueError(f"options {options} are for a norm given by name, not for {norm}")
-    return norm
+class Block(nn.Module):
+    """A chain of convolutions and norms beside a shortcut; a subclass says which convolutions.
+
+    Attributes:
+        depth: convolutions in the chain.
+        expansion: output channels for each of ``planes``.
+    """
+
+    depth: int
+    expansion: int
+
+    def __init__(self, inputs: int, planes: int, stride: int, norm: MakeNorm, shortcut: str) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.residual = nn.Sequential(*self.layers(inputs, planes, stride, norm))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            if shortcut == "conv":
+                kind = nn.Conv2d if inputs >= 8 else NarrowPointwise
+                self.shortcut = nn.Sequential(kind(inputs, outputs, 1, stride, bias=False), norm(outputs))
+            else:
+                self.shortcut = PadShortcut(stride, outputs - inputs)
+        self.activation: Callable[[Tensor], Tensor] = F.relu
+
+    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
+        """The chain, from ``inputs`` to ``planes * expansion`` channels, its last layer a norm."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.residual(x) + self.shortcut(x))
 
 
-def _input(
-    num_classes: int, in_channels: int, width: int, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> nn.Module:
-    for name, value in {"num_classes": num_classes, "in_channels": in_channels, "width": width}.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}, it must be at least 1")
-    mean = (0.0,) * in_channels if mean is None else mean
-    std = (1.0,) * in_channels if std is None else std
-    if len(mean) != in_channels:
-        raise ValueError(f"mean has {len(mean)} values for {in_channels} input channels")
-    return Normalize(mean, std)
+class BasicBlock(Block):
+    """Two 3x3 convolutions."""
+
+    depth, expansion = 2, 1
+
+    def layers(self, inputs: int, planes: int, stride: int, norm: MakeNorm) -> list[nn.Module]:
+        first = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        second = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        return [first, norm(planes), nn.ReLU(), second, norm(planes)]
 
 
-def _initialise(model: nn.Module) -> nn.Module:
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):  # as in the released code: fan-out, no correction for stride
-            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
-            nn.init.normal_(layer.weight, 0, math.sqrt(2 / fan_out))
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return reparametrize(model)
+class PadShortcut(nn.Module):
+    """He et al.'s parameter-free shortcut: every second pixel, and new channels filled with zeros."""
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
 
 
-def _resnet(
-    block: type[Block], blocks: int, norm: str | MakeNorm, shortcut: str, num_classes: int, in_channels: int,
-    width: int, mean: Sequence[float] | None, std: Sequence[float] | None, norm_options: dict[str, Any],
-) -> nn.Module:  # fmt: skip
-    if shortcut not in ("conv", "pad"):
-        raise ValueError(f"shortcut is {shortcut!r}, it must be 'conv' (1x1) or 'pad' (parameter-free)")
-    new_norm = _norm_maker(norm, norm_options)
-    layers = [_input(num_classes, in_channels, width, mean, std)]
-    layers += [nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), new_norm(width), nn.ReLU()]
-    inputs = width
-    for stage in range(3):
-        planes = width * 2**stage
-        for index in range(blocks):
-            layers.append(block(inputs, planes, 2 if stage and index == 0 else 1, new_norm, shortcut))
-            inputs = planes * block.expansion
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
-    return _initialise(nn.Sequential(*layers))
+class NarrowPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride that takes the pixels first, for fewer than 8 channels.
+
+    There the AVX2 kernel of oneDNN 3.12 for the gradient of the weights writes outside its memory if the
+    images are channels_last: https://github.com/uxlfoundation/oneDNN/issues/6035.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight)
 
 
 def resnet(
-    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3,
-    width: int = 16, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
-    shortcut: str = "conv", **norm_options: Any,
-) -> nn.Module:  # fmt: skip
+    depth: int,
+    norm: str | MakeNorm = "batch_norm",
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 16,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    shortcut: str = "conv",
+    block: type[Block] = BasicBlock,
+    **norm_options: Any,
+) -> nn.Module:
     """CIFAR ResNet of basic blocks (He et al., 2016): the paper's ResNet-20, 38, and the 50 of its text.
 
     Args:
-        depth: 6n + 2 with n >= 1 blocks a stage.
+        depth: 6n + 2 with n >= 1 blocks a stage; for a block of d convolutions 3dn + 2.
         norm: a name of :func:`rnlib.make_norm`, or a function from a number of channels to a layer.
         num_classes: size of the output.
-        in_channels: 1 or 3, channels of the images.
+        in_channels: of the images, 1 or 3.
         width: channels of the first stage, 16 in the paper.
         mean, std: of the images in [0, 1], per channel, for the :class:`Normalize` inside; default 0 and 1.
-        shortcut: ``"conv"`` (1x1 convolution and norm, as the released code) or ``"pad"`` (parameter-free).
-        norm_options: of the norm when it is named, e.g. ``p=0.2``.
+        shortcut: ``"conv"`` (1x1 convolution, as the released code) or ``"pad"`` (parameter-free).
+        block: what each stage is made of.
+        norm_options: for a norm given by name, e.g. ``p=0.2``.
 
     Returns:
         A model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes). It has 272,474 parameters at
         depth 20 with BatchNorm.
 
     Raises:
-        ValueError: a depth that is not 6n + 2, an unknown norm, shortcut or option.
+        ValueError: another depth, an unknown norm, shortcut or option.
     """
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"depth is {depth}, it must be 6n + 2: 8, 14, 20, 26, 32, 38, 44, 50, 56, ...")
-    return _resnet(
-        BasicBlock, (depth - 2) // 6, norm, shortcut, num_classes, in_channels, width, mean, std, norm_options
-    )
-
-
-def resnet_released50(
-    norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3, width: int = 16,
-    mean: Sequence[float] | None = None, std: Sequence[float] | None = None, **norm_options: Any,
-) -> nn.Module:  # fmt: skip
-    """What the released code builds when asked for depth 50: 74 layers, eight bottlenecks a stage.
-
-    It has 776,794 parameters with BatchNorm and 10 classes. Arguments as for :func:`resnet`; the shortcuts
-    are convolutions.
-    """
-    return _resnet(Bottleneck, 8, norm, "conv", num_classes, in_channels, width, mean, std, norm_options)
+    period = 3 * block.depth
+    if depth < period + 2 or (depth - 2) % period:
+        known = ", ".join(str(period * n + 2) for n in range(1, 10))
+        raise ValueError(f"depth is {depth}, it must be {period}n + 2: {known}, ...")
+    if shortcut not in ("conv", "pad"):
+        raise ValueError(f"shortcut is {shortcut!r}, it must be 'conv' (1x1) or 'pad' (parameter-free)")
+    make = make_norm(norm, **norm_options)
+    layers = [_input(in_channels, mean, std, num_classes=num_classes, width=width)]
+    layers += [nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), make(width), nn.ReLU()]
+    inputs = width
+    for stage in range(3):
+        planes = width * 2**stage
+        for index in range((depth - 2) // period):
+            layers.append(block(inputs, planes, 2 if stage and index == 0 else 1, make, shortcut))
+            inputs = planes * block.expansion
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, num_classes)]
+    return _initialised(layers)
 
 
 def vgg(
-    depth: int, norm: str | MakeNorm = "batch_norm", *, num_classes: int = 10, in_channels: int = 3,
-    width: int = 64, mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
+    depth: int,
+    norm: str | MakeNorm = "batch_norm",
+    *,
+    num_classes: int = 10,
+    in_channels: int = 3,
+    width: int = 64,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     **norm_options: Any,
-) -> nn.Module:  # fmt: skip
+) -> nn.Module:
     """VGG for small images with a norm after every convolution and the released code's dropout head.
 
     Args:
         depth: 11, 13, 16 or 19 (the released code builds 16 when asked for 19; this is the real 19).
-        width: channels of the first stage, 64 in the paper; the others scale with it.
+        width: channels of the first stage, 64 in the paper; the next have 2, 4, 8 and 8 times as many.
         others: see :func:`resnet`.
 
     Raises:
@@ -157,16 +186,43 @@ def vgg(
     """
     if depth not in VGG_LAYOUTS:
         raise ValueError(f"depth is {depth}, it must be one of {', '.join(map(str, VGG_LAYOUTS))}")
-    new_norm = _norm_maker(norm, norm_options)
-    layers: list[nn.Module] = [_input(num_classes, in_channels, width, mean, std)]
-    inputs = in_channels
-    for convolutions, channels in VGG_LAYOUTS[depth]:
-        channels = channels * width // 64
+    make = make_norm(norm, **norm_options)
+    layers = [_input(in_channels, mean, std, num_classes=num_classes, width=width)]
+    inputs, hidden = in_channels, 8 * width
+    for stage, convolutions in enumerate(VGG_LAYOUTS[depth]):
+        channels = min(2**stage, 8) * width
         for _ in range(convolutions):
-            layers += [nn.Conv2d(inputs, channels, 3, padding=1), new_norm(channels), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), make(channels), nn.ReLU()]
             inputs = channels
         layers.append(nn.MaxPool2d(2, ceil_mode=True))  # 28-pixel images shrink 28, 14, 7, 4, 2, 1
-    head = [nn.Dropout(), nn.Linear(inputs, 512 * width // 64), nn.ReLU()]
-    hidden = 512 * width // 64
-    head += [nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
-    return _initialise(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    for size in (inputs, hidden):
+        layers += [nn.Dropout(), nn.Linear(size, hidden), nn.ReLU()]
+    return _initialised([*layers, nn.Linear(hidden, num_classes)])
+
+
+def _input(
+    in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None, **sizes: int
+) -> nn.Module:
+    for name, value in {"in_channels": in_channels, **sizes}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}, it must be at least 1")
+    mean = (0.0,) * in_channels if mean is None else mean
+    if len(mean) != in_channels:
+        raise ValueError(f"mean has {len(mean)} values for {in_channels} input channels")
+    return Normalize(mean, (1.0,) * in_channels if std is None else std)
+
+
+def _initialised(layers: list[nn.Module]) -> nn.Module:
+    model = nn.Sequential(*layers)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):  # as in the released code: fan-out, no correction for stride
+            fan_out = layer.kernel_size[0] * layer.kernel_size[1] * layer.out_channels
+            nn.init.normal_(layer.weight, 0, math.sqrt(2 / fan_out))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for chain in [layer for layer in model.modules() if isinstance(layer, nn.Sequential)]:
+        for before, layer in pairwise(chain):
+            if isinstance(layer, WeightNorm):
+                weight_norm(before)
+    return model

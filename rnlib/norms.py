@@ -1,25 +1,137 @@
 """The normalisation layers of the paper, and all layers by name.
 
-The base of those with statistics of the batch, and batch norm, are in :mod:`rnlib.batchnorm`; layers without
-a gap between training and inference in :mod:`rnlib.remedies`.
+Every :class:`Norm` normalises with the statistics of the batch while training. What it does in evaluation
+mode is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
+``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
+"BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
+``statistics="batch"``. To add a norm, write its class and name it in ``NORMS``.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnlib.batchnorm import BatchNorm, Norm
-from rnlib.functional import NO_EPS, range_norm
-from rnlib.remedies import BatchRenorm, FrozenNorm, NoNorm, NormProp, TrackedNorm, WeightNorm
+from rnlib.kernels import NO_EPS, range_norm
+
+STATISTICS_MODES = ("tracked", "batch")
+MakeNorm = Callable[[int], nn.Module]
 
 
-def _power(p: float) -> float:
-    if not 0 <= p <= 1:
-        raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
-    return p
+class Norm(nn.Module):
+    """Base of the layers that normalise with statistics of the batch, or with running averages of them.
+
+    A subclass names its two statistics in ``names``, and normalises with those of the batch
+    (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
+
+    Args:
+        num_features: channels C of the (N, C, ...) input.
+        eps: added to the spread, >= 0.
+        momentum: weight of the newest batch in the running statistics (the paper's tau, Eq 9), in [0, 1];
+            ``None`` averages all batches equally.
+        affine: learn a scale and a shift per channel (Eq 8).
+    """
+
+    names: tuple[str, str]
+    shown: tuple[str, ...] = ("eps", "momentum", "statistics")  # in its repr
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
+    ) -> None:
+        super().__init__()
+        if num_features < 1:
+            raise ValueError(f"num_features is {num_features}, it must be at least 1")
+        if eps < 0:
+            raise ValueError(f"eps is {eps}, it must be at least 0")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum is {momentum}, it must lie in [0, 1], or be None for a plain average")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.statistics, self.tracking = "tracked", True
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        for name, value in zip(self.names, (0.0, 1.0), strict=True):
+            self.register_buffer(f"running_{name}", torch.full((num_features,), value))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    @property
+    def running_statistics(self) -> tuple[Tensor, Tensor]:
+        """The two running statistics, each (C,), in the order of ``names``."""
+        first, second = (getattr(self, f"running_{name}") for name in self.names)
+        return first, second
+
+    def reset_running_statistics(self) -> None:
+        """Forget what was tracked: the state of a new layer."""
+        first, second = self.running_statistics
+        first.zero_()
+        second.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The two statistics of a batch (N, C, ...), each (C,), as they enter the running averages."""
+        return self.normalize_batch(x)[1]
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Normalise x with its own statistics; returns the output and :meth:`batch_statistics`."""
+        raise NotImplementedError
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """Normalise x with given statistics (C,): an affine map per channel (Eq 10)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        by_batch = self.training or self.statistics == "batch"
+        self._check(x, by_batch)
+        if not by_batch:
+            return self.normalize_with(x, *self.running_statistics)
+        y, batch = self.normalize_batch(x)
+        if self.training and self.tracking:
+            self._update(batch)
+        return y
+
+    def _check(self, x: Tensor, by_batch: bool) -> None:
+        if x.dim() < 2 or x.shape[1] != self.num_features:
+            raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
+        if by_batch and x.numel() == 0:
+            raise ValueError(f"input has shape {tuple(x.shape)}: an empty batch has no statistics")
+
+    @torch.no_grad()
+    def _update(self, batch: tuple[Tensor, Tensor]) -> None:
+        self.num_batches_tracked += 1
+        weight = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        for running, value in zip(self.running_statistics, batch, strict=True):
+            running.lerp_(value.to(running.dtype), weight)
+
+    def extra_repr(self) -> str:
+        return ", ".join([str(self.num_features), *(f"{key}={getattr(self, key)!r}" for key in self.shown)])
+
+
+class BatchNorm(Norm):
+    """Batch normalisation (Eq 6-10), numerically ``torch.nn.BatchNorm*d`` for any number of dimensions.
+
+    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch
+    does. Raises ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
+    """
+
+    names = ("mean", "var")
+    running_mean: Tensor
+    running_var: Tensor
+
+    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return self._kernel(x, self.weight, self.bias)
+
+    def _kernel(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # With momentum 1 the kernel hands back the statistics that it computed anyway.
+        mean, var = (torch.zeros_like(running) for running in self.running_statistics)
+        return F.batch_norm(x, mean, var, weight, bias, True, 1.0, self.eps), (mean, var)
+
+    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        return F.batch_norm(x, first, second, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class RobustNorm(Norm):
@@ -33,17 +145,12 @@ class RobustNorm(Norm):
         num_features, momentum, affine: see :class:`Norm`.
     """
 
-    names = ("mean", "range")
+    names, shown = ("mean", "range"), (*Norm.shown, "p")
     centre = "mean"
 
-    def __init__(self, num_features: int, *, p: float = 0.2, **options: Any):
+    def __init__(self, num_features: int, *, p: float = 0.2, **options: Any) -> None:
         super().__init__(num_features, **options)
-        self.p = _power(p)
-
-    def batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        dims = [0, *range(2, x.dim())]
-        low, high = x.amin(dims), x.amax(dims)
-        return (x.mean(dims) if self.centre == "mean" else low), high - low
+        self.p = check_power(p)
 
     def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         y, *batch = range_norm(x, self.weight, self.bias, p=self.p, eps=self.eps, centre=self.centre)
@@ -53,14 +160,11 @@ class RobustNorm(Norm):
         variance = (second + self.eps) ** (2 * self.p)
         return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, NO_EPS)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}"
-
 
 class MeanRangeNorm(RobustNorm):
     """Eq 12: (x - mean) / (max - min), RobustNorm with p = 1."""
 
-    def __init__(self, num_features: int, **options: Any):
+    def __init__(self, num_features: int, **options: Any) -> None:
         super().__init__(num_features, p=1.0, **options)
 
 
@@ -71,61 +175,55 @@ class MinMaxNorm(MeanRangeNorm):
     centre = "min"
 
 
-class _Divided(BatchNorm):
-    """(x - mean) / divisor with a learned scale and shift, for a divisor that is a function of the variance.
+class NoNorm(nn.Module):
+    """The identity where a norm would stand, with an optional learned shift.
 
-    Tracked are the mean and the unbiased variance, as by :class:`BatchNorm`.
+    The paper's networks without normalisation lose the shift together with the norm, since their convolutions
+    have no bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
     """
 
-    unbiased = False  # which variance of a batch the divisor is of
+    def __init__(self, num_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
 
-    def divisor(self, var: Tensor) -> Tensor:
-        """What x - mean is divided by, (C,)."""
-        raise NotImplementedError
-
-    def normalize_batch(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        var = wide.var([0, *range(2, x.dim())], correction=0)
-        # The kernel divides by this root; a scale that undoes it leaves the divisor alone.
-        root = (var + self.eps).sqrt()
-        n = x.numel() // self.num_features
-        scale = root / self.divisor(var * (n / max(n - 1, 1)) if self.unbiased else var)
-        return self._kernel(x, scale if self.weight is None else self.weight * scale, self.bias)
-
-    def normalize_with(self, x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        variance = self.divisor(second) ** 2
-        return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, NO_EPS)
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.bias is None else x + self.bias.view(1, -1, *[1] * (x.dim() - 2))
 
 
-class SigmaNorm(_Divided):
-    """(x - mean) / (2 sigma)^p with sigma = sqrt(var + eps): RobustNorm with 2 sigma for the range.
+def check_power(p: float) -> float:
+    """p, or a ValueError unless it lies in [0, 1]."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
+    return p
 
-    2 sigma is at most the range (Popoviciu's inequality, Eq 13), and reached by two equal clusters. p = 1
-    is BatchNorm divided by 2.
+
+def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
+    """A function from a number of channels to a new layer of the named norm.
 
     Args:
-        p: power, in [0, 1].
-        num_features, eps, momentum, affine: see :class:`rnlib.Norm`.
+        norm: one of ``NORMS``, or such a function, which is returned. With statistics of the batch:
+            batch_norm (Eq 6 to 10), robust_norm (Eq 14), min_max_norm (Eq 11), mean_range_norm (Eq 12),
+            sigma_norm ((2 sigma)^p), batch_renorm (Ioffe, 2017), tracked_norm (tracked values in training
+            too). Without: frozen_norm (statistics of the first batch), no_norm, no_norm_bias, group_norm (Wu
+            & He, 2018), and weight_norm (Salimans & Kingma, 2016), which changes the convolutions as well
+            and therefore is for the networks of :mod:`rnlib.models` only.
+        options: keyword arguments of a named layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
+
+    Raises:
+        ValueError: unknown name, or an option or value that the norm does not take (found out at once).
     """
-
-    def __init__(self, num_features: int, *, p: float = 0.2, **options: Any):
-        super().__init__(num_features, **options)
-        self.p = _power(p)
-
-    def divisor(self, var: Tensor) -> Tensor:
-        return (2 * (var + self.eps).sqrt()) ** self.p
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, p={self.p}"
-
-
-class ReleasedBatchNorm(_Divided):
-    """The batch norm of the paper's released code: (x - mean) / (sigma + eps), with the unbiased sigma."""
-
-    unbiased = True
-
-    def divisor(self, var: Tensor) -> Tensor:
-        return var.clamp_min(torch.finfo(var.dtype).tiny).sqrt() + self.eps  # the root of 0 has no slope
+    if not isinstance(norm, str):
+        if options:
+            raise ValueError(f"options {options} are for a norm given by name, not for {norm}")
+        return norm
+    if norm not in NORMS:
+        raise ValueError(f"unknown norm {norm!r}, known are: {', '.join(NORMS)}")
+    make = partial(NORMS[norm], **options)
+    try:
+        make(options.get("groups", 8))  # a number of channels that suits every norm
+    except TypeError as error:
+        raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
+    return make
 
 
 def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.GroupNorm:
@@ -134,47 +232,20 @@ def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.Gro
     return nn.GroupNorm(groups, num_features, **options)
 
 
-def _no_norm_bias(num_features: int) -> NoNorm:
-    return NoNorm(num_features, bias=True)
-
+# Down here, because they are built on the layers above.
+from rnlib.other_norms import BatchRenorm, FrozenNorm, SigmaNorm, TrackedNorm, WeightNorm  # noqa: E402
 
 NORMS: dict[str, Callable[..., nn.Module]] = {
     "batch_norm": BatchNorm,
     "robust_norm": RobustNorm,
     "min_max_norm": MinMaxNorm,
     "mean_range_norm": MeanRangeNorm,
-    "batch_norm_released": ReleasedBatchNorm,
     "sigma_norm": SigmaNorm,
     "batch_renorm": BatchRenorm,
     "tracked_norm": TrackedNorm,
     "frozen_norm": FrozenNorm,
     "no_norm": NoNorm,
-    "no_norm_bias": _no_norm_bias,
+    "no_norm_bias": lambda num_features: NoNorm(num_features, bias=True),
     "weight_norm": WeightNorm,
-    "norm_prop": NormProp,
     "group_norm": _group_norm,
 }
-
-
-def make_norm(name: str, **options: Any) -> Callable[[int], nn.Module]:
-    """A function from a number of channels to a new layer of the named norm.
-
-    Args:
-        name: one of ``NORMS``. With statistics of the batch: batch_norm (Eq 6 to 10), batch_norm_released
-            (divides by sigma + eps), robust_norm (Eq 14), min_max_norm (Eq 11), mean_range_norm (Eq 12),
-            sigma_norm ((2 sigma)^p), batch_renorm (Ioffe, 2017), tracked_norm (tracked values in training
-            too). Without: frozen_norm (statistics of the first batch), no_norm, no_norm_bias, group_norm (Wu
-            & He, 2018), and, in the networks of :mod:`rnlib.models` only, weight_norm (Salimans & Kingma,
-            2016) and norm_prop (Arpit et al., 2016), which change the convolutions as well.
-        options: keyword arguments of the layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
-
-    Raises:
-        ValueError: unknown name, or an option or value that the norm does not take (found out at once).
-    """
-    if name not in NORMS:
-        raise ValueError(f"unknown norm {name!r}, known are: {', '.join(NORMS)}")
-    try:
-        NORMS[name](options.get("groups", 8), **options)  # a number of channels that suits every norm
-    except TypeError as error:
-        raise ValueError(f"{name} does not take these options: {options} ({error})") from error
-    return lambda num_features: NORMS[name](num_features, **options)

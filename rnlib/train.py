@@ -1,32 +1,36 @@
 """Natural and adversarial training that can be killed at any moment and resumed to the same weights.
 
-Every epoch draws its order, augmentation and attack noise from a generator seeded by (seed, epoch), and the
+Every epoch draws its order, augmentation and attack noise from generators seeded by (seed, epoch), and the
 state at the end of every epoch is written to a temporary name and renamed. Resuming therefore needs the
 epoch's number only, and repeats the epoch that was cut short.
 """
 
+import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.overrides import TorchFunctionMode
 
-from rnlib import checkpoint as checkpoints
 from rnlib.attacks import Attack
-from rnlib.checkpoint import History
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import measure
-from rnlib.modes import statistics_modes
-from rnlib.precision import Bfloat16
+from rnlib.statistics import evaluation_mode, statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
 CRAFTING = ("train", "train-frozen", "eval")
 PRECISIONS = ("float32", "bfloat16")
 CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the device
+
+History = list[dict[str, float]]
 
 
 class TrainingDiverged(RuntimeError):
@@ -37,7 +41,7 @@ class TrainingDiverged(RuntimeError):
         history: of the epochs before.
     """
 
-    def __init__(self, epoch: int, step: int, history: History):
+    def __init__(self, epoch: int, step: int, history: History) -> None:
         super().__init__(
             f"the training loss or a weight is not finite in epoch {epoch} (found at step {step}); lower lr, "
             f"or set clip. The {len(history)} epochs before it are kept in the history"
@@ -53,8 +57,7 @@ class Training:
         epochs: passes over the training set.
         batch_size: images a step.
         lr: learning rate; the peak of ``"one_cycle"``.
-        momentum: of SGD.
-        weight_decay: of SGD.
+        momentum, weight_decay: of SGD.
         schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises
             linearly for a fifth of the steps and falls to 0 (for short budgets).
         milestones: epochs, for ``"step"``.
@@ -70,6 +73,9 @@ class Training:
         compile: let ``torch.compile`` fuse the network, and record it as CUDA graphs on a GPU, which halves
             the time of a step there; costs about a minute at the start, and a C++ compiler on a CPU.
         seed: of order, augmentation, dropout and attack noise (not of the weights).
+        label_smoothing: share of the target, in [0, 1), that is spread evenly over all classes in the
+            training loss; the attack's loss and that of validation have none.
+        augment: crop and mirror the images at random (:func:`rnlib.data.augment`).
     """
 
     epochs: int
@@ -86,19 +92,21 @@ class Training:
     channels_last: bool = True
     compile: bool = False
     seed: int = 0
+    label_smoothing: float = 0.0
+    augment: bool = True
 
     def __post_init__(self) -> None:
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}, it must be one of {SCHEDULES}")
-        if self.crafting not in CRAFTING:
-            raise ValueError(f"crafting is {self.crafting!r}, it must be one of {CRAFTING}")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision is {self.precision!r}, it must be one of {PRECISIONS}")
+        choices = {"schedule": SCHEDULES, "crafting": CRAFTING, "precision": PRECISIONS}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, it must be one of {known}")
         if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
             sizes = f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr})"
             raise ValueError(f"{sizes} must be positive")
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip is {self.clip}, it must be positive, or None for no clipping")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)")
         if getattr(self.attack, "targeted", False):
             raise ValueError(f"{self.attack} would be given the true labels as targets; use targeted=False")
 
@@ -117,7 +125,8 @@ def fit(
     """Train a model in place.
 
     Args:
-        model: takes images in [0, 1]; moved to ``device`` and to channels_last.
+        model: takes images in [0, 1]; moved to ``device`` and to channels_last. Afterwards every layer is in
+            the mode, train or eval, that it came in.
         dataset: the training set, at least one image.
         training: the settings.
         validation: measured after every epoch, clean, under each statistics mode that the model has, in
@@ -149,8 +158,7 @@ def fit(
     optimizer = torch.optim.SGD(
         model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
     )
-    steps = -(-len(dataset) // training.batch_size)
-    schedule = _schedule(optimizer, training, steps)
+    schedule = _schedule(optimizer, training, steps=-(-len(dataset) // training.batch_size))
     history: History = []
     # The attack by its own repr: asdict would not tell PGD from PGDL2.
     identity = {"settings": repr(asdict(training) | {"attack": training.attack})}
@@ -158,13 +166,14 @@ def fit(
     if checkpoint is not None:
         identity |= {"images": dataset.fingerprint, "network": repr(model)}
         if checkpoint.exists():
-            history = checkpoints.resume(checkpoint, identity, parts, device)
+            history = _resume(checkpoint, identity, parts, device)
             on_epoch(history)  # it may have been killed before it was called
     for epoch in range(len(history), training.epochs):
         start = perf_counter()
-        loss, accuracy = _epoch(
-            network, dataset, training, epoch, optimizer, schedule, history, device, on_step
-        )
+        with evaluation_mode(model):  # which puts every layer back into the mode that it was in
+            loss, accuracy = _epoch(
+                network, dataset, training, epoch, optimizer, schedule, history, device, on_step
+            )
         record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
         record |= {"train_loss": loss, "train_accuracy": accuracy}
         for mode in statistics_modes(model) if validation is not None else ():
@@ -173,15 +182,22 @@ def fit(
             record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": val_accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]
         if checkpoint is not None:
-            checkpoints.save(checkpoint, identity, parts, history)
+            _save(checkpoint, identity, parts, history)
         on_epoch(history)
     return history
 
 
 def _epoch(
-    network: nn.Module, dataset: Dataset, training: Training, epoch: int, optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler, history: History, device: str | torch.device, on_step: Callable[[], None],
-) -> tuple[float, float]:  # fmt: skip
+    network: nn.Module,
+    dataset: Dataset,
+    training: Training,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    schedule: LRScheduler,
+    history: History,
+    device: str | torch.device,
+    on_step: Callable[[], None],
+) -> tuple[float, float]:
     seed = 100_003 * training.seed + epoch
     # A stream for each kind of chance: generators of one seed would draw the same raw numbers.
     # A CPU's generator looks at 32 bits of its seed.
@@ -191,10 +207,9 @@ def _epoch(
     total_correct = torch.zeros((), dtype=torch.long, device=device)
     with torch.random.fork_rng():
         torch.manual_seed(dropout)
-        stream = batches(
-            dataset, training.batch_size, generator=torch.Generator().manual_seed(order), augmented=True,
-            device=device, channels_last=training.channels_last,
-        )  # fmt: skip
+        options: dict[str, Any] = {"augmented": training.augment, "channels_last": training.channels_last}
+        chance = torch.Generator().manual_seed(order)
+        stream = batches(dataset, training.batch_size, generator=chance, device=device, **options)
         for step, (x, y) in enumerate(stream):
             if training.attack is not None:
                 network.train(training.crafting != "eval")
@@ -202,7 +217,7 @@ def _epoch(
                 x = training.attack(network, x, y, generator=attacker, update_buffers=tracked, checked=True)
             network.train()
             logits = network(x)
-            loss = F.cross_entropy(logits, y)
+            loss = F.cross_entropy(logits, y, label_smoothing=training.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             if training.clip is not None:
@@ -224,7 +239,69 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
     if training.schedule == "step":
         return MultiStepLR(optimizer, [steps * epoch for epoch in training.milestones])
     total = steps * training.epochs + 1
-    return OneCycleLR(
-        optimizer, training.lr, total_steps=total, anneal_strategy="linear", cycle_momentum=False,
-        final_div_factor=1e4, pct_start=max(0.2, 1.5 / total),  # 1 / total would be divided by zero
-    )  # fmt: skip
+    rise = max(0.2, 1.5 / total)  # 1 / total would be divided by zero
+    lines: dict[str, Any] = {"anneal_strategy": "linear", "cycle_momentum": False, "final_div_factor": 1e4}
+    return OneCycleLR(optimizer, training.lr, total_steps=total, pct_start=rise, **lines)
+
+
+def _save(path: Path, identity: dict[str, str], parts: dict[str, Any], history: History) -> None:
+    """Write what the training is, its history, and the state of its parts under a temporary name; rename."""
+    state = {**identity, "history": history, **{name: part.state_dict() for name, part in parts.items()}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _resume(
+    path: Path, identity: dict[str, str], parts: dict[str, Any], device: str | torch.device
+) -> History:
+    """Load what :func:`_save` wrote into the parts; a ValueError shows the first line that differs."""
+    state = torch.load(path, map_location=device, weights_only=True)
+    for key, value in identity.items():
+        for there, here in zip_longest(state[key].splitlines(), value.splitlines()):
+            if there != here:
+                fix = f"remove it, or name another checkpoint. There {there!r}, here {here!r}"
+                raise ValueError(f"{path} was written with other {key}: {fix}")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    return state["history"]
+
+
+class Bfloat16(nn.Module):
+    """A network under autocast that answers float32, so that the loss is computed in float32.
+
+    Weights and running statistics keep their type. Where PyTorch has no bfloat16 kernels for the CPU (x86
+    before AVX-512, builds without oneDNN) it computes the products of :class:`WideProducts`, and so is at
+    least as fast as in float32 on every machine.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        onednn = torch.backends.mkldnn.is_available()  # without it the operator does not exist
+        self.wide_on_cpu = not (onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = self.wide_on_cpu and x.device.type == "cpu"
+        with torch.autocast(x.device.type, torch.bfloat16), WideProducts() if wide else nullcontext():
+            return self.model(x).float()
+
+
+class WideProducts(TorchFunctionMode):
+    """Convolutions and linear layers of bfloat16 numbers, multiplied in float32 and rounded to bfloat16.
+
+    Kernels for bfloat16 add up in float32 as well, so answers and gradients are theirs but for the order of
+    the sum. Without such kernels PyTorch falls back on loops ten times slower than float32.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in (F.conv2d, F.linear):
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_rounded, args), **{k: _rounded(v) for k, v in kwargs.items()}).bfloat16()
+
+
+def _rounded(value: Any) -> Any:
+    return value.bfloat16().float() if isinstance(value, Tensor) else value

@@ -1,0 +1,308 @@
+"""Everything about the statistics that a model normalises with: switching, probing and replacing them.
+
+Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:`borrowed` what attacks touch.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from rnlib.norms import BatchNorm, Norm
+
+STATISTICS_MODES = ("tracked", "batch")
+
+Statistics = dict[str, tuple[Tensor, Tensor]]
+"""By layer name: the layer's two statistics (mean and variance, or mean and range), each (C,)."""
+
+
+@contextmanager
+def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Module]:
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm):
+            fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
+            kind = type(layer).__name__
+            raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
+    before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
+    for layer, _ in before:
+        setattr(layer, attribute, value)
+    try:
+        yield model
+    finally:
+        for layer, old in before:
+            setattr(layer, attribute, old)
+
+
+@contextmanager
+def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
+    """Within the block, all norms of the model use these statistics in evaluation mode.
+
+    Args:
+        model: any module; layers that are not a :class:`rnlib.Norm` are left alone.
+        statistics: ``"tracked"`` (running averages), ``"batch"`` (of the batch at hand), or ``"none"``, which
+            leaves the model as it is: see :func:`statistics_modes`.
+
+    Raises:
+        ValueError: other statistics, or a native PyTorch batch norm in the model, which cannot be switched.
+    """
+    if statistics not in (*STATISTICS_MODES, "none"):
+        raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
+    if statistics == "none":
+        yield model
+        return
+    with _switched(model, "statistics", statistics):
+        yield model
+
+
+@contextmanager
+def track(model: nn.Module, tracking: bool) -> Iterator[nn.Module]:
+    """Within the block, training-mode forwards update the running statistics of the model's norms, or do not.
+
+    Raises:
+        ValueError: a native PyTorch batch norm in the model, which cannot be switched.
+    """
+    with _switched(model, "tracking", tracking):
+        yield model
+
+
+def statistics_modes(model: nn.Module) -> tuple[str, ...]:
+    """The statistics that a model can be evaluated with: ``("tracked", "batch")``, or ``("none",)``.
+
+    ``"none"`` is for a model with nothing to switch; native PyTorch batch norms stay as they are under it.
+    """
+    return STATISTICS_MODES if any(isinstance(layer, Norm) for layer in model.modules()) else ("none",)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model is in evaluation mode; afterwards every layer is in the mode it was in."""
+    before = [(layer, layer.training) for layer in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for layer, training in before:
+            layer.training = training
+
+
+@contextmanager
+def borrowed(model: nn.Module, update_buffers: bool = False) -> Iterator[None]:
+    """Switch off gradients of parameters, a third of the cost; afterwards restore these flags and buffers.
+
+    ``update_buffers`` leaves to the buffers, running statistics above all, what was written to them.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    keep = not update_buffers and any(m.training for m in model.modules())
+    owners = [m._buffers for m in model.modules()] if keep else []
+    saved = [(own, name, b, None if b is None else b.clone()) for own in owners for name, b in own.items()]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+        with torch.no_grad():
+            for own, name, buffer, value in saved:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                own[name] = buffer  # some modules assign a new tensor instead of writing into the old one
+
+
+def norm_layers(model: nn.Module) -> dict[str, Norm]:
+    """The layers of a model that have running statistics, by name, in the order of the model.
+
+    Raises:
+        ValueError: there is none; native PyTorch batch norms must be converted first.
+    """
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Norm)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no norm of rnlib with running statistics; "
+            "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
+        )
+    return layers
+
+
+def tracked_statistics(model: nn.Module) -> Statistics:
+    """What every norm layer has tracked, copied."""
+    pairs = {name: layer.running_statistics for name, layer in norm_layers(model).items()}
+    return {name: (first.clone(), second.clone()) for name, (first, second) in pairs.items()}
+
+
+@torch.no_grad()
+def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") -> Statistics:
+    """The statistics of one batch at the input of every norm layer, with the model in evaluation mode.
+
+    Args:
+        model: left in the mode it was in.
+        x: images (N, C, H, W) in [0, 1].
+        statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper
+            layers see what they see there), ``"tracked"`` as at the paper's inference.
+
+    Returns:
+        For every layer what it would have tracked; a layer used several times reports its last use.
+    """
+    layers, found = norm_layers(model), Statistics()
+    with ExitStack() as hooks, evaluation_mode(model), use_statistics(model, statistics):
+        for name, layer in layers.items():
+
+            def note(module: Norm, inputs: tuple[Tensor, ...], name: str = name) -> None:
+                found[name] = module.batch_statistics(inputs[0])
+
+            hooks.enter_context(layer.register_forward_pre_hook(note))
+        model(x)
+    return {name: found[name] for name in layers if name in found}
+
+
+def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
+    """How far two sets of statistics lie apart, per channel, in units free of the scale of a layer.
+
+    Args:
+        model: the network that both belong to.
+        first: the statistics in question.
+        second: the reference.
+
+    Returns:
+        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard
+        deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
+    """
+    layers, result = norm_layers(model), {}
+    for name in second:
+        (centre, spread), (reference, scale) = first[name], second[name]
+        if isinstance(layers[name], BatchNorm):
+            spread, scale = spread.sqrt(), scale.sqrt()
+        tiny = torch.finfo(scale.dtype).tiny
+        spread, scale = spread.clamp_min(tiny), scale.clamp_min(tiny)
+        result[name] = ((centre - reference) / scale, torch.log2(spread / scale))
+    return result
+
+
+@torch.no_grad()
+def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
+    """Replace running statistics by the plain average of batch statistics over given batches (PreciseBN).
+
+    Weights do not change, and everything but the norms is in evaluation mode. What the images are decides
+    what inference is tuned to: clean images repair an average that was taken over adversarial ones.
+
+    Args:
+        model: changed in place and returned, every layer in the mode it was in.
+        images: batches (N, C, H, W) in [0, 1], at least one.
+
+    Raises:
+        ValueError, TypeError: no batch was given, or something that is no tensor. After every error the
+            running statistics are as before.
+    """
+    layers = norm_layers(model).values()
+    before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    given: Iterable[object] = images  # loaders of pairs are an easy mistake
+    batches = 0
+    try:
+        # Momentum None averages all batches alike.
+        with evaluation_mode(model), track(model, True), _switched(model, "momentum", None):
+            for layer in layers:
+                layer.reset_running_statistics()
+                layer.train()
+            for x in given:
+                if not isinstance(x, Tensor):
+                    fix = "of pairs (images, labels) give the first: (x for x, _ in pairs)"
+                    raise TypeError(f"images holds a {type(x).__name__}, it must hold tensors; {fix}")
+                model(x)
+                batches += 1
+        if not batches:
+            raise ValueError("images holds no batch; recalibration needs at least one")
+    except BaseException:
+        for buffer, value in before:
+            buffer.copy_(value)
+        raise
+    return model
+
+
+class Detached(nn.Module):
+    """A model that normalises with the statistics of the batch, but through them passes no gradient.
+
+    An attack on it sees each image by itself: it takes account of the statistics as they are at each of its
+    steps, and not of how its own images move them. What attacks in batch mode gain beyond that is what images
+    do to each other.
+
+    Answers are those of batch statistics, but for the variance, which is the unbiased one of running
+    averages, a factor n / (n - 1) for the n values of a channel.
+
+    Args:
+        model: with norms of rnlib; copied, and used in evaluation mode.
+
+    Raises:
+        ValueError: the model has no norm with running statistics.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        norm_layers(model)
+        self.model = copy.deepcopy(model)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        recalibrate(self.model, [x.detach()])  # anew for every batch, so at every step of an attack
+        with evaluation_mode(self.model), use_statistics(self.model, "tracked"):
+            return self.model(x)
+
+
+class GradientShares(NamedTuple):
+    """Of each image of a batch the gradient at its pixels, by whose loss it comes from; float64 (N,) each.
+
+    Attributes:
+        own: l2 norm of the gradient of the image's own cross-entropy, per unit of pixel value.
+        others: l2 norm of the gradient of the sum of the other images' cross-entropies, at the same pixels.
+        ratio: others / own; infinite, or NaN where others is 0 as well, for an image whose own is 0.
+        cosine: between the two, -1 to 1; 0 where one of them is 0.
+        agreement: share of the image's pixels (of all channels), 0 to 1, at which the sum of the two, which
+            an attack on the batch follows, has the sign of the own one.
+    """
+
+    own: Tensor
+    others: Tensor
+    ratio: Tensor
+    cosine: Tensor
+    agreement: Tensor
+
+
+def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "batch") -> GradientShares:
+    """How much of the gradient at each image's pixels is its own loss's, and how much its neighbours'.
+
+    Images reach each other through the statistics of the batch alone: with tracked ones ``others`` is 0.
+    Exact, at the cost of one forward and N backward passes. The gradient of a cross-entropy, which float32
+    loses where the model is sure, is taken as (1 - p) times that of log((1 - p) / p), with p the probability
+    of the label, in float64 from the logits on.
+
+    Args:
+        model: answers logits (N, classes); in evaluation mode meanwhile, and left as it was.
+        x: images (N, C, ...) in [0, 1].
+        y: labels, int64 (N,).
+        statistics: ``"batch"``, ``"tracked"`` or ``"none"``, as for :func:`use_statistics`.
+
+    Raises:
+        ValueError: another number of labels than of images, or what :func:`use_statistics` raises.
+    """
+    if y.shape != x.shape[:1]:
+        raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")
+    # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
+    with torch.inference_mode(False), torch.enable_grad(), borrowed(model), evaluation_mode(model):
+        leaf, label = x.detach().clone().requires_grad_(), y[:, None].clone()
+        own, others = (torch.zeros_like(leaf, dtype=torch.float64) for _ in range(2))
+        with use_statistics(model, statistics):
+            logits = model(leaf).double()
+        odds = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
+        for i, slope in enumerate(odds.detach().sigmoid()):
+            gradient = slope * torch.autograd.grad(odds[i], leaf, retain_graph=True)[0].double()
+            own[i] = gradient[i]
+            gradient[i] = 0
+            others += gradient
+    own, others = own.flatten(1), others.flatten(1)
+    a, b = own.norm(dim=1), others.norm(dim=1)
+    cosine = torch.where((a > 0) & (b > 0), (own / a[:, None] * (others / b[:, None])).sum(1), 0)
+    agreement = (own.sign() == (own + others).sign()).double().mean(1)
+    return GradientShares(a, b, b / a, cosine, agreement)
