@@ -1,48 +1,52 @@
-"""How the study's figures look: one colour, line and name for every norm and statistics mode, in every
-figure.
+"""How the study's figures look: one colour and name for everything, in every figure.
+
+Two functions draw nearly all of them from tidy tables: :func:`dots` for categories, :func:`lines` along a
+number. Both show 95% intervals that :mod:`study.report.results` computes, never seaborn's own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import base64
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
-from IPython.display import DisplayHandle, display
-from matplotlib.colors import to_rgb
+import yaml
+from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from study.report import results
-from study.runs import read_profile
-from rnlib.train import History
 
-# seaborn's "colorblind". The package takes a second to import, which a job that trains can do without.
-PALETTE = [
-    to_rgb(f"#{code}")
-    for code in "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9".split()
-]
-
-# (norm, statistics) -> (name, colour, line style); the paper's own names
-SERIES: dict[tuple[str, str], tuple[str, Any, str]] = {
-    ("batch_norm", "tracked"): ("BatchNorm", PALETTE[0], "-"),
-    ("batch_norm", "batch"): ("BatchNorm w/o tracking", PALETTE[1], "--"),
-    ("robust_norm", "batch"): ("RobustNorm", PALETTE[2], "-"),
-    ("robust_norm", "tracked"): ("RobustNorm with tracking", PALETTE[4], "--"),
-    ("no_norm", "none"): ("No norm", PALETTE[7], ":"),
+# seaborn's "colorblind"; the package takes a second to import, and is where it draws.
+PALETTE = [f"#{c}" for c in "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9".split()]
+NAMES: dict[Any, str] = yaml.safe_load(Path(__file__).with_name("names.yml").read_text())
+# Norm and statistics mode in one, by the paper's names, with the colour of each in every figure.
+SERIES = {
+    ("batch_norm", "tracked"): ("BatchNorm", PALETTE[0]),
+    ("batch_norm", "batch"): ("BatchNorm w/o tracking", PALETTE[1]),
+    ("robust_norm", "batch"): ("RobustNorm", PALETTE[2]),
+    ("robust_norm", "tracked"): ("RobustNorm with tracking", PALETTE[4]),
+    ("no_norm", "none"): ("No norm", PALETTE[7]),
 }
+COLOURS = dict(SERIES.values()) | {NAMES["tracked"]: PALETTE[0], NAMES["batch"]: PALETTE[1]}
+# The rows of a dot are its low, mean and high: seaborn is to show their median and range.
+WHOLE: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)}
 
-ATTACKS: dict[str, str] = {
-    "clean": "Clean",
-    "noise": "Noise",
-    "grad": "Grad",
-    "grad_sign": "GradSign",
-    "bim_linf": "BIM",
-    "pgd_linf": "PGD-l∞",
-    "pgd_l2": "PGD-l2",
-    "cw_l2": "CW-l2",
-    "pgd_linf_2px": "PGD 2/255",
-    "pgd_linf_8px": "PGD 8/255",
-}
+
+def name(value: Any, column: str = "") -> str:
+    """What readers know a value of a column by."""
+    plain = f"{value:g}" if isinstance(value, float) else str(value)
+    return NAMES.get(f"{column}/{value}", NAMES.get(value, plain))
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a column ``series``: norm and statistics mode in one, by the paper's names."""
+    both = zip(rows.norm, rows.statistics, strict=True)
+    return rows.assign(series=[SERIES.get(pair, (", ".join(map(name, pair)),))[0] for pair in both])
 
 
 def style() -> None:
@@ -50,164 +54,200 @@ def style() -> None:
     import seaborn as sns
 
     pd.set_option("display.max_rows", None)
-    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({
-        "figure.dpi": 110, "savefig.bbox": "tight", "axes.spines.top": False, "axes.spines.right": False,
-        "figure.constrained_layout.use": True, "legend.frameon": False, "axes.titlesize": "medium",
-    })  # fmt: skip
+    sns.set_theme(context="notebook", style="whitegrid", font_scale=0.85)
+    plt.rcParams |= {"legend.frameon": False, "savefig.bbox": "tight", "svg.hashsalt": "study"}
 
 
-def history_figure(history: History, title: str = "") -> Figure:
-    """Loss and accuracy by epoch, on the training images and on the validation images in each statistics
-    mode.
-    """
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
-    epochs = [record["epoch"] for record in history]
-    for axis, quantity, unit in zip(axes, ("loss", "accuracy"), ("loss", "accuracy (%)"), strict=True):
-        keys = [key for key in history[0] if key.endswith(quantity) or f"_{quantity}_" in key]
-        for key in keys:
-            label = (
-                key.replace(f"_{quantity}", "")
-                .replace("_", " ")
-                .replace("val", "validation,")
-                .removesuffix(", none")
-            )
-            axis.plot(epochs, [record[key] for record in history], marker="o", label=label)
-        axis.set(xlabel="epoch", ylabel=unit)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].legend()
-    figure.suptitle(title)
-    return figure
-
-
-@contextmanager
-def live() -> Iterator[DisplayHandle]:
-    """A place in the notebook that shows how far the work is, and is empty when it is done."""
-    handle = display({"text/plain": "starting"}, raw=True, display_id=True)
-    yield handle
-    handle.update({"text/plain": ""}, raw=True)
-
-
-def attack_names(attacks: Sequence[str]) -> list[str]:
-    """The attacks by the names that figures show."""
-    return [ATTACKS.get(attack, attack) for attack in attacks]
-
-
-def evaluation_figure(rows: Sequence[dict[str, Any]], title: str = "") -> Figure:
-    """Accuracy under each attack as bars, one colour per statistics mode, with 95% Wilson intervals over the
-    images.
-    """
-    figure, axis = plt.subplots(figsize=(9, 3.2))
-    modes = list(dict.fromkeys(row["statistics"] for row in rows))
-    attacks = list(dict.fromkeys(row["attack"] for row in rows))
-    for index, mode in enumerate(modes):
-        label, colour, _ = SERIES.get(
-            (rows[0]["norm"], mode), (f"{rows[0]['norm']}, {mode}", PALETTE[index], "-")
-        )
-        of_mode = {row["attack"]: row for row in rows if row["statistics"] == mode}
-        places = [
-            place + (index - (len(modes) - 1) / 2) * 0.4
-            for place, name in enumerate(attacks)
-            if name in of_mode
-        ]
-        chosen = [of_mode[name] for name in attacks if name in of_mode]
-        intervals = [results.wilson(row["correct"], row["n"]) for row in chosen]
-        accuracy = [row["accuracy"] for row in chosen]
-        errors = [[a - low for a, (low, _) in zip(accuracy, intervals, strict=True)],
-                  [high - a for a, (_, high) in zip(accuracy, intervals, strict=True)]]  # fmt: skip
-        axis.bar(places, accuracy, 0.38, yerr=errors, capsize=2, color=colour, label=label)
-    axis.set(ylabel="accuracy (%)", title=title)
-    axis.set_xticks(range(len(attacks)), attack_names(attacks), rotation=30, ha="right")
-    axis.legend(ncols=2)
-    return figure
-
-
-def accuracy_figure(
-    profile: str,
-    table: int | None,
-    trainings: Sequence[str],
-    attacks: Sequence[str],
-    series: Sequence[tuple[str, str]],
+def dots(
+    rows: pd.DataFrame,
     *,
-    architecture: str = "resnet20",
-    experiment: str = "headline",
-    dataset: str | None = None,
-    paper_dataset: str = "cifar10",
-    ylim: tuple[float, float] = (0, 100),
-    columns: int | None = None,
+    x: str = "attack",
+    hue: str = "series",
+    panel: str | None = None,
+    paper: pd.DataFrame | None = None,
+    value: str = "accuracy",
+    xlabel: str = "",
+    ylabel: str | None = None,
 ) -> Figure:
-    """Accuracy under each attack, the paper's (open) beside ours (filled); a panel a training.
+    """Dots with 95% intervals: a place for each value of ``x``, a colour for each of ``hue``.
 
     Args:
-        table: of the paper; None where it gives no numbers.
-        experiment, dataset: of our runs; the profile's own data set, if none is named.
-        columns: panels side by side, all of them if it is left out.
+        rows: of :func:`study.report.results.table` (those alike in x, hue and panel differ in the seed), or
+            with columns mean, low and high, as ``gaps`` and ``intervals`` return them.
+        x, hue, panel: columns; ``series`` is norm and statistics in one. A panel for each value of ``panel``.
+        paper: the paper's numbers in the same columns, drawn as open dots where ours have a place.
+        value: the column drawn, where rows have no mean.
     """
-    condition = {"architecture": architecture}
-    ours = results.select(
-        results.evaluations(profile, experiment),
-        condition | {"dataset": dataset or read_profile(profile)["defaults"]["dataset"]},
-    )
-    theirs = ours.iloc[:0]
-    if table is not None:
-        theirs = results.select(results.paper(table), condition | {"dataset": paper_dataset})
-    return beside_figure(
-        theirs, ours, x="attack", places={attack: ATTACKS.get(attack, attack) for attack in attacks},
-        panel="training", titles={training: f"{training.capitalize()} training" for training in trainings},
-        series=series, ylim=ylim, columns=columns or len(trainings),
-    )  # fmt: skip
+    import seaborn as sns
 
-
-def beside_figure(
-    theirs: pd.DataFrame, ours: pd.DataFrame, *, x: str, places: Mapping[Any, str], panel: str,
-    titles: Mapping[Any, str], series: Sequence[tuple[str, str]], ylim: tuple[float, float] = (0, 100),
-    columns: int = 2, height: float = 3.8,
-) -> Figure:  # fmt: skip
-    """Accuracies of the paper (open) beside ours (filled), with 95% intervals where there are any.
-
-    A panel that has numbers of the paper and none of ours says so.
-
-    Args:
-        theirs, ours: rows with norm, statistics, accuracy, ``x`` and ``panel``; of ours, those that share all
-            of these differ in the seed.
-        x, places: a column, and its values from left to right with what to write below each.
-        panel, titles: a column, and its values with the title of the panel of each.
-        series: norms and statistics modes, see ``SERIES``.
-        columns, height: how many panels stand side by side, and inches of a row of them.
-    """
-    columns = min(columns, len(titles))
-    rows = -(-len(titles) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(9, height * rows), sharey=True, squeeze=False)
-    for axis in axes.flat[len(titles) :]:
-        axis.set_visible(False)
-    for axis, (key, title) in zip(axes.flat, titles.items(), strict=False):
-        left, right = (results.select(table, {panel: key}) for table in (theirs, ours))
-        for index, (norm, mode) in enumerate(series):
-            colour = SERIES[norm, mode][1]
-            for place, value in enumerate(places):
-                where = {"norm": norm, "statistics": mode, x: value}
-                at = place + (index - (len(series) - 1) / 2) * 0.8 / len(series)
-                for row in results.select(left, where).itertuples():
-                    square: dict[str, Any] = {"marker": "s", "markerfacecolor": "white"}
-                    axis.errorbar(at - 0.06, row.accuracy, row.ci95, color=colour, capsize=2, **square)
-                if len(chosen := results.select(right, where)):
-                    mean, low, high = results.summary(chosen)
-                    errors = [[mean - low], [high - mean]]
-                    axis.errorbar(at + 0.06, mean, errors, color=colour, capsize=2, marker="o")
-        known = any(len(right[(right.norm == n) & (right.statistics == s)]) for n, s in series)
-        axis.set_xticks(range(len(places)), list(places.values()))
-        axis.set(xlim=(-0.5, len(places) - 0.5), ylim=ylim)
-        axis.set_title(title if known else f"{title} (ours: not run)")
-        for place in range(len(places) - 1):
-            axis.axvline(place + 0.5, color="0.8", linewidth=0.8)
-        axis.grid(axis="x", visible=False)
-    for line in axes:
-        line[0].set_ylabel("accuracy (%)")
-    handles = [plt.Line2D([], [], color=SERIES[key][1], marker="o", label=SERIES[key][0]) for key in series]
-    if len(theirs):
-        for face, marker, label in (("white", "s", "open: the paper"), ("0.3", "o", "filled: ours")):
-            shape: dict[str, Any] = {"marker": marker, "markerfacecolor": face, "linestyle": ""}
-            handles.append(plt.Line2D([], [], color="0.3", label=label, **shape))
-    across = 4 if len(handles) == 4 else 3
-    figure.legend(handles=handles, loc="outside lower center", ncols=across, fontsize="small")
+    tidy, how = _tidy(rows, x, hue, panel, value)
+    if tidy.empty:
+        return _nothing()
+    shared = {key: how[key] for key in ("x", "y", "hue", "hue_order", "palette")}
+    shared |= {"order": _order(tidy, x), "dodge": 0.5 if len(how["hue_order"]) > 1 else False}
+    shared |= WHOLE | {"linestyle": "none"}
+    grid = _finished(sns.catplot(tidy, kind="point", markersize=5, **how | shared), xlabel, value, ylabel)
+    if sum(len(label) for label in shared["order"]) > 50:
+        grid.tick_params(axis="x", rotation=30)
+    if paper is not None:
+        half = paper.ci95.fillna(0) if "ci95" in paper else 0.0
+        paper = paper.assign(mean=paper[value], low=paper[value] - half, high=paper[value] + half)
+        theirs, _ = _tidy(paper, x, hue, panel, value)
+        theirs = theirs[theirs[x].isin(shared["order"]) & theirs[hue].isin(how["hue_order"])]
+        look = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "legend": False}
+        for title, axis in grid.axes_dict.items() or [("", grid.ax)]:
+            part = theirs[theirs[panel] == title] if title else theirs
+            sns.pointplot(part, ax=axis, err_kws={"linewidth": 0.7}, **shared, **look)
+            axis.set(xlabel=xlabel, ylabel=axis.get_ylabel() if axis.get_subplotspec().is_first_col() else "")
+        grid.legend.set_title("filled dots: ours, open dots: the paper's")
+    figure: Figure = grid.figure
     return figure
+
+
+def lines(
+    rows: pd.DataFrame,
+    *,
+    x: str,
+    hue: str = "series",
+    panel: str | None = None,
+    value: str = "accuracy",
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    xscale: str = "linear",
+    zero: bool = False,
+    sharey: bool = True,
+) -> Figure:
+    """Curves along a number ``x`` with bands of 95%: a colour and a dash for each value of ``hue``.
+
+    Args:
+        zero: draw the line at nothing, for differences.
+        sharey: one scale for all panels.
+        others: see :func:`dots`.
+    """
+    import seaborn as sns
+
+    tidy, how = _tidy(rows, x, hue, panel, value)
+    if tidy.empty:
+        return _nothing()
+    how |= WHOLE | {"style": hue, "style_order": how["hue_order"], "facet_kws": {"sharey": sharey}}
+    how |= {"markers": ["o"] * len(how["hue_order"]), "markeredgewidth": 0, "markersize": 5}
+    grid = _finished(sns.relplot(tidy, kind="line", **how), xlabel or x, value, ylabel)
+    measured = sorted(set(tidy[x]))
+    for axis in grid.axes.flat:
+        axis.set_xscale(xscale)
+        if len(measured) < 13:
+            axis.set_xticks(measured, [f"{number:g}" for number in measured], fontsize="x-small")
+            axis.set_xticks([], minor=True)
+        if zero:
+            axis.axhline(0, color="0.4", linewidth=1, zorder=0)
+    figure: Figure = grid.figure
+    return figure
+
+
+def _tidy(
+    rows: pd.DataFrame, x: str, hue: str, panel: str | None, value: str
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Three rows a dot, ``y`` its low, mean and high, by the names of readers; how seaborn is to draw them."""
+    used = list(dict.fromkeys(column for column in (x, hue, panel) if column))
+    rows = named(rows) if "series" in used and "series" not in rows else rows
+    if not {"mean", "low", "high"} <= set(rows):
+        rows = results.intervals(rows.dropna(subset=[value]), used, value)
+    tidy = rows.melt(used, ["low", "mean", "high"], value_name="y")
+    told = {column: [name(one, column) for one in tidy[column]] for column in (hue, panel) if column}
+    if not pd.api.types.is_numeric_dtype(tidy[x]):
+        told[x] = [name(one, x) for one in tidy[x]]
+    tidy = tidy.assign(**told)
+    series = _order(tidy, hue)
+    free = iter([colour for colour in PALETTE if colour not in map(COLOURS.get, series)] * 3)
+    how: dict[str, Any] = {"x": x, "y": "y", "hue": hue, "hue_order": series, "height": 3.0, "aspect": 2.0}
+    how["palette"] = {one: COLOURS.get(one) or next(free) for one in series}
+    if panel and tidy[panel].nunique() > 1:
+        how |= {"col": panel, "col_order": _order(tidy, panel), "col_wrap": 2, "aspect": 1.2}
+    return tidy, how
+
+
+def _order(rows: pd.DataFrame, column: str) -> list[Any]:
+    """The values of a column: numbers by size, else as in names.yml, else as they come."""
+    found = list(dict.fromkeys(rows[column]))
+    if pd.api.types.is_numeric_dtype(rows[column]):
+        return sorted(found)
+    known = [label for label, _ in SERIES.values()] + list(NAMES.values())
+    return sorted(found, key=lambda one: known.index(one) if one in known else len(known))
+
+
+def _finished(grid: Any, xlabel: str, value: str, ylabel: str | None) -> Any:
+    """The grid with its labels, and with its legend below."""
+    import seaborn as sns
+
+    grid.set_axis_labels(xlabel, NAMES.get(value, value) if ylabel is None else ylabel)
+    grid.set_titles("{col_name}") if len(grid.axes.flat) > 1 else None
+    grid.figure.subplots_adjust(left=0.1, right=0.99)
+    if grid.legend is not None:
+        place = {"bbox_to_anchor": (0.55, 0), "ncols": min(4, len(grid.legend.texts)), "title": None}
+        sns.move_legend(grid, "upper center", **place)
+    return grid
+
+
+def _nothing() -> Figure:
+    figure, axis = plt.subplots(figsize=(6, 1))
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
+    return figure
+
+
+def surfaces(planes: pd.DataFrame) -> Figure:
+    """Fig 9: contours of the loss around the weights of one seed, a row a training, a column a norm and mode.
+
+    Args:
+        planes: rows of the table ``landscape``.
+    """
+    if planes.empty:
+        return _nothing()
+    planes = named(planes).assign(loss=np.log10(planes.loss.astype(float)))
+    columns, trainings = _order(planes, "series"), list(dict.fromkeys(planes.training))
+    shape: dict[str, Any] = {"figsize": (1.9 * len(columns), 2.0 * len(trainings)), "layout": "constrained"}
+    figure, axes = plt.subplots(
+        len(trainings), len(columns), sharex=True, sharey=True, squeeze=False, **shape
+    )
+    levels = np.linspace(planes.loss.min(), planes.loss.max(), 15)
+    for (training, column), axis in zip(itertools.product(trainings, columns), axes.flat, strict=True):
+        rows = results.select(planes, {"training": training, "series": column})
+        plane = rows.pivot(index="a", columns="b", values="loss")
+        axis.set_aspect("equal")
+        axis.set_title(column if training == trainings[0] else "", fontsize="small")
+        axis.set_ylabel(name(training) if column == columns[0] else "")
+        if len(rows):
+            drawn = axis.contourf(plane.columns, plane.index, plane, levels=levels, cmap="cividis")
+            axis.plot(0, 0, marker="+", color="white")
+    figure.colorbar(drawn, ax=axes, label="log10 of the loss", format="%.1f")
+    return figure
+
+
+def history(epochs: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss and accuracy by epoch of one training: on training images, and on validation images in each mode.
+
+    Args:
+        epochs: the history of :func:`rnlib.fit`, or rows of the table ``history`` as mappings.
+    """
+    wide = pd.DataFrame(list(epochs))
+    long = wide.melt("epoch", [key for key in wide if "_loss" in key or "_accuracy" in key], "key", "mean")
+    parts = long.dropna().key.str.extract(r"(train|val)_(loss|accuracy)_?(.*)")
+    images = parts[0].map({"train": "training", "val": "validation"})
+    images += parts[2].map(lambda mode: "" if mode in ("", "none") else f", {name(mode)}")
+    rows = long.dropna().assign(low=long["mean"], high=long["mean"], quantity=parts[1], images=images)
+    return lines(rows, x="epoch", hue="images", panel="quantity", sharey=False, ylabel="")
+
+
+def show(figure: Figure, *, caption: str, alt: str) -> HTML:
+    """A figure as SVG with its caption, and its text for those who cannot see it; the figure is closed.
+
+    Args:
+        caption: its first sentence states the finding; numbers in it are computed from results.
+        alt: what the picture shows.
+    """
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    image = f'<img src="{source}" alt="{escape(alt)}" style="width:100%;background:white">'
+    return HTML(f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>')

@@ -1,47 +1,42 @@
-"""The claims ledger as things that a notebook displays: verdicts, comparisons behind them, lists of both."""
+"""The ledger of claims as a notebook displays it: boxes of verdicts, what is behind them, lists."""
 
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Verdict, judge, read_claims, signed
-from study.report.comparisons import Comparison, in_the_paper
-from study.report.figures import ATTACKS
+from study.report import rule
+from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude, paper_agrees
+from study.report.comparison import read_claims
+from study.report.figures import name
+from study.runs import TRAININGS
 
 # How verdicts look: class of the admonition, colour of the badge, symbol.
 LOOKS = [("tip", "success", "✓"), ("warning", "warning", "◐"), ("danger", "danger", "✗")]
 LOOK = {word: look for words in WORDS.values() for word, look in zip(words, LOOKS, strict=True)}
 LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "○")}
-WHAT = ATTACKS | {"shift_abs": "shift of the centre", "log_ratio_abs": "log2 ratio of spreads"}
-WHAT |= {"batch_norm": "BatchNorm", "robust_norm": "RobustNorm", "group_norm": "GroupNorm"}
-WHAT |= {"frozen_norm": "frozen statistics", "weight_norm": "weight normalisation"}
-WHAT |= {"norm_prop": "normalisation propagation", "no_norm_bias": "no norm, with a bias"}
-WHAT |= {"resnet38": "ResNet-38", "vgg11": "VGG-11", "sigma_norm": "the power of twice sigma"}
-SYMBOLS = {"same": "as claimed", "opposite": "the other way round", "unclear": "unclear"}
+PAPER = {"natural": "the paper: 164", "adversarial": "the paper: 164, with 10 steps"}
+BUDGET = {"short": ". This was judged after short training, and says nothing of longer ones"}
+BUDGET |= {"any": ". This does not depend on the length of training", "matched": ""}
+NOISE = "Intervals of noise with batch statistics leave out the draw of the noise, which a batch shares."
+# The front page: a claim of the paper in words, its part in the ledger, and the same under a stronger attack.
+MAIN = [
+    ("Removing the tracking gains 20 points", "table2-twenty", "natural", "strong-detached"),
+    ("Tracking is the cause", None, "natural", None),
+    ("The gain is as large after adversarial training", "table2-twenty", "adversarial", "strong-detached"),
+    ("A network without norm is more robust than BatchNorm", "table2-no-norm", "natural", None),
+    ("RobustNorm is more accurate than untracked BatchNorm", "table3-clean", "natural", None),
+    ("RobustNorm is more robust", "fig2-best", "natural", "strong-robust-norm"),
+    ("All of this is general over networks and data sets", "table4-tracking", "natural", None),
+    ("Minima are sharp without tracking, and flat with it", "fig9-sharp", "natural", None),
+]
 
 
 def anchor(claim_id: str) -> str:
-    """The label of a claim's place in the book: where :func:`verdict` is displayed, on the claim's page."""
+    """The label of a claim's place in the book: where its box is displayed, on the claim's page."""
     return f"claim-{claim_id}"
-
-
-def what(comparison: Comparison) -> str:
-    """What a comparison compares, with the names that readers know; a norm without modes has no mode."""
-    name = re.sub(r"\w+", lambda word: WHAT.get(word[0], word[0]), comparison.what)
-    return name.removesuffix(", none")
-
-
-def where(claim: Mapping[str, Any]) -> str:
-    """Where a claim stands, and in how much of it the paper's own numbers agree, where they do not in all."""
-    agree = in_the_paper(claim)
-    if all(agree):
-        return str(claim["where"])
-    return f"{claim['where']}; the paper's own numbers agree in {sum(agree)} of {len(agree)} comparisons"
 
 
 def badge(direction: str) -> str:
@@ -50,114 +45,146 @@ def badge(direction: str) -> str:
     return f"{{bdg-{colour}}}`{symbol} {direction}`"
 
 
+def _where(found: Verdict) -> str:
+    agree = paper_agrees(found.claim)
+    more = f"; the paper's own numbers agree in {sum(agree)} of {len(agree)} comparisons"
+    return found.claim.where + ("" if all(agree) else more)
+
+
+def _told(part: Part) -> str:
+    """The verdict on a part, what it rests on, and what short trainings say."""
+    told = f"{name(part.training)}{f', {name(part.dataset)}' if len(part.claim.dataset) > 1 else ''}"
+    told += f": **{part.direction}**"
+    if part.comparisons:
+        epochs, steps = part.comparisons[0].epochs, part.comparisons[0].attack_steps
+        attack = f" with {steps} steps of the attack" if part.training == "adversarial" else ""
+        paper = f" ({PAPER[part.training]})" if part.claim.kind == "paper" else ""
+        told += f". After {epochs} epochs{attack}{paper}: {magnitude(part.comparisons, part.wanted)}"
+        told += BUDGET[part.claim.budget]
+    if part.short:
+        told += (
+            f". After {part.short[0].epochs} epochs: {magnitude(part.short, part.wanted)}; this is no verdict"
+        )
+    return f"{told}. {NOISE if _noisy(part) else ''}".rstrip()
+
+
+def _noisy(part: Part) -> bool:
+    return any(name("noise") in one.what for one in part.comparisons + part.short)
+
+
 def verdict(claim_id: str, profile: str) -> Markdown:
     """A claim with its verdict, computed from the results; displayed once, on the page of the claim."""
     found = judge(claim_id, profile)
     look, _, symbol = LOOK[found.direction]
-    lines = [
-        f":::{{admonition}} {symbol} {found.direction.capitalize()}: {found.claim['text']}",
-        f":class: {look}",
-        f":name: {anchor(claim_id)}",
-        f"*{where(found.claim)}.* ",
-    ]
-    if found.direction == UNTESTED:
-        need = found.claim["evidence"]
-        lines.append(
-            f"A verdict needs the profile `{need['profile']}` on {need['dataset']} with at least"
-            f" {need['images']:,} images and {need['seeds']} seed{'s' if need['seeds'] > 1 else ''}; that is"
-            f" not there yet. {_ours(found)}"
-        )
-    else:
-        lines.append(f"Magnitude: {found.magnitude}.")
-    return Markdown("\n".join([*lines, ":::"]))
+    head = f":::{{admonition}} {symbol} {found.direction.capitalize()}: {found.claim.text}"
+    head += f"\n:class: {look}\n:name: {anchor(claim_id)}\n\n*{_where(found)}.*\n"
+    return Markdown("\n".join([head, *(f"- {_told(part)}" for part in found.parts), ":::"]))
 
 
-def comparisons(verdicts: Sequence[Verdict]) -> pd.DataFrame | Markdown:
-    """The evidence behind verdicts, one row a comparison.
+def _page(page: str) -> list[str]:
+    return [claim.id for claim in read_claims().values() if claim.page == page]
 
-    Indexed by claim and by what is compared; n counts images, or what else is compared. Without the column of
-    the paper where it gives no number; a sentence where nothing can be compared yet.
+
+def verdicts(page: str, profile: str) -> Markdown:
+    """The boxes of all claims of a page, in the order of its file."""
+    return Markdown("\n\n".join(verdict(claim_id, profile).data for claim_id in _page(page)))
+
+
+def comparisons(page: str, profile: str) -> pd.DataFrame | Markdown:
+    """The evidence behind the claims of a page, short trainings included: one row a comparison.
+
+    n counts images, or what else is compared; p is that of the exact paired test, where few images decide.
     """
+    parts = [part for claim_id in _page(page) for part in judge(claim_id, profile).parts]
     rows = [
         {
-            "claim": verdict.claim["id"],
-            "what": what(c),
-            "paper": "" if c.paper is None else signed(verdict.claim, c.paper),
-            "ours": signed(verdict.claim, c.ours),
-            "95% interval": (
-                f"{signed(verdict.claim, c.low)} to {signed(verdict.claim, c.high)}"
-                if isfinite(c.low)
-                else "none: one number"
-            ),
-            "n": c.images,
-            "seeds": c.seeds,
-            "direction": (
-                "less than claimed"
-                if "least" in verdict.claim and c.direction == "opposite"
-                else SYMBOLS[c.direction]
-            ),
+            "claim": part.claim.id,
+            "what": ", ".join(filter(None, [name(part.training), one.what])),
+            "epochs": one.epochs,
+            "paper": "" if one.paper is None else one.signed(one.paper),
+            "ours": one.signed(one.ours.mean),
+            "low": one.signed(one.ours.low) if isfinite(one.ours.low) else "one number",
+            "high": one.signed(one.ours.high) if isfinite(one.ours.high) else "one number",
+            "p": "" if one.ours.p is None else f"{one.ours.p:.2g}",
+            "n": one.ours.n,
+            "seeds": one.ours.seeds,
+            "direction": one.direction,
         }
-        for verdict in verdicts
-        for c in verdict.comparisons
+        for part in parts
+        for one in part.comparisons + part.short
     ]
     if not rows:
-        return Markdown("None can be made yet: the runs of this page are pending.")
+        return Markdown("Nothing measured yet.")
     frame = pd.DataFrame(rows).set_index(["claim", "what"])
-    return frame if any(frame.paper) else frame.drop(columns="paper")
+    return frame.drop(columns=[column for column in ("paper", "p") if not any(frame[column])])
 
 
-def table(profile: str, kind: str = "paper") -> Markdown:
-    """All claims of a kind with their verdicts and links to where they are tested."""
-    verdicts = [judge(claim_id, profile) for claim_id in read_claims()]
-    verdicts = [found for found in verdicts if found.claim.get("kind", "paper") == kind]
-    lines = ["| Verdict | Claim | Ours against the paper |", "|---|---|---|"]
-    for found in verdicts:
-        claim = found.claim
-        magnitude = _ours(found) if found.direction == UNTESTED else found.magnitude
-        link = f"{{ref}}`{claim['text'].rstrip('.')} <{anchor(claim['id'])}>`"
-        lines.append(f"| {badge(found.direction)} | {link} (*{where(claim)}*) | {magnitude} |")
-    made = sum(len(found.comparisons) for found in verdicts if found.direction != UNTESTED)
-    lines += [
-        "",
-        "A difference is positive where the side is ahead that the claim puts ahead, and else negative."
-        f" {made} comparisons are behind these verdicts, each with a 95% interval of its own and without a"
-        f" correction for their number: about {made / 20:.0f} of them would be wrong by chance alone.",
+def said(claim_id: str, profile: str, training: str) -> str:
+    """The differences of a claim after a training as a phrase: "+20.9 points on average (...)"."""
+    parts = [part for part in judge(claim_id, profile).parts if part.training == training]
+    return "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
+
+
+def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:
+    """The mean difference of a claim after a training, ours or the paper's, for a sentence: "+20.9"."""
+    part = next(part for part in judge(claim_id, profile).parts if part.training == training)
+    found = part.comparisons or (part.short if paper else [])
+    both = [one.paper if paper else one.ours.mean for one in found]
+    values = [one for one in both if one is not None]
+    return (
+        found[0].signed(float(np.mean(values))) if values else "none given" if paper else "not measured yet"
+    )
+
+
+def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
+    """Claims with their verdicts, links to where they are tested, and how many are how.
+
+    Args:
+        claims, kind: those that are named, or all of a kind: paper or beyond.
+    """
+    ids = claims or [claim.id for claim in read_claims().values() if claim.kind == kind]
+    found = [judge(claim_id, profile) for claim_id in ids]
+    counts = Counter(one.direction for one in found)
+    tally = ", ".join(f"{counts[word]} {badge(word)}" for word in LOOK if counts[word])
+    lines = [f"Of {len(found)} claims: {tally}.", "", "| Verdict | Claim | By part |", "|---|---|---|"]
+    for one in found:
+        link = f"{{ref}}`{one.claim.text.rstrip('.')} <{anchor(one.claim.id)}>` (*{_where(one)}*)"
+        lines.append(f"| {badge(one.direction)} | {link} | {' '.join(map(_told, one.parts))} |")
+    made = sum(len(part.comparisons) for one in found for part in one.parts if part.direction != UNTESTED)
+    chance = f"Each of {made} comparisons has a 95% interval of its own, with no correction for their number:"
+    return Markdown(
+        "\n".join([*lines, "", f"{chance} about {made / 20:.0f} would be clear by chance alone."])
+    )
+
+
+def main_claims(profile: str) -> Markdown:
+    """The paper's eight main claims: verdict, its number, ours under its attack and under a stronger one."""
+    lines = [
+        "| Claim | Verdict | The paper | Its attack here | A stronger attack |",
+        "|---|---|---:|---:|---:|",
     ]
+    for words, claim_id, training, strong in MAIN:
+        if claim_id is None:
+            outcome = rule.decide([how for how, _ in rule.conditions(profile, training).values()])
+            lines.append(f"| {words} | {outcome} | | | |")
+            continue
+        part = next(part for part in judge(claim_id, profile).parts if part.training == training)
+        cells = [number(claim_id, profile, training, paper=paper) for paper in (True, False)]
+        cells.append(number(strong, profile, training) if strong else "")
+        link = f"{{ref}}`{words} <{anchor(claim_id)}>`"
+        lines.append(f"| {link} | {badge(part.direction)} | {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
 
 
-def tally(profile: str, kind: str = "paper") -> str:
-    """How many claims of a kind have which verdict, as badges."""
-    claims = [claim_id for claim_id, claim in read_claims().items() if claim.get("kind", "paper") == kind]
-    counts = Counter(judge(claim_id, profile).direction for claim_id in claims)
-    parts = [f"{counts[direction]} {badge(direction)}" for direction in LOOK if counts[direction]]
-    return f"Of {len(claims)} claims: {', '.join(parts)}."
-
-
-def summary(profile: str, claim_ids: Sequence[str]) -> Markdown:
-    """Claims as a list: verdict, text with a link to where it is tested, differences."""
-    lines = []
-    for claim_id in claim_ids:
-        found = judge(claim_id, profile)
-        text = f"{{ref}}`{found.claim['text'].rstrip('.')} <{anchor(claim_id)}>`."
-        lines.append(f"- {badge(found.direction)} {text} {_ours(found)}".rstrip())
-    return Markdown("\n".join(lines))
-
-
-def _ours(found: Verdict) -> str:
-    """The comparisons behind a verdict as a sentence, which says where some are still to be made."""
-    if not found.comparisons:
-        return ""
-    return f"{'So far' if found.direction == UNTESTED else 'Ours'}: {differences(found)}."
-
-
-def differences(*verdicts: Verdict) -> str:
-    """The comparisons behind verdicts as a phrase: ours, and the paper's in brackets."""
-    parts = []
-    for verdict in verdicts:
-        for comparison in verdict.comparisons:
-            name = what(comparison)
-            colon = ":" if name[:1].isdigit() or name[-1:].isdigit() else ""  # two numbers would run together
-            paper = "" if comparison.paper is None else f" ({signed(verdict.claim, comparison.paper)})"
-            parts.append(f"{name}{colon} {signed(verdict.claim, comparison.ours)}{paper}".strip())
-    return ", ".join(parts) or "not measured yet"
+def conditions(profile: str) -> Markdown:
+    """The decision rule: its conditions with links to evidence, a column a training, and what it says."""
+    columns = [rule.conditions(profile, training) for training in TRAININGS]
+    lines = [f"| Condition | {' | '.join(map(name, TRAININGS))} |", "|---|---|---|"]
+    for condition, words in rule.CONDITIONS.items():
+        found = [column[condition] for column in columns]
+        links = [
+            " ".join(f"{{ref}}`{p.claim.id} <{anchor(p.claim.id)}>`" for p in parts) for _, parts in found
+        ]
+        states = [f"{how}: {links[i]}" for i, (how, _) in enumerate(found)]
+        lines.append(f"| {words} | {' | '.join(states)} |")
+    return Markdown("\n".join([*lines, "", *(f"- {rule.sentence(profile, one)}" for one in TRAININGS)]))

@@ -1,121 +1,135 @@
-"""The parts that chapters of the book have in common, as things that a notebook displays."""
+"""What pages have in common: what was measured, accuracies in numbers, the paper's tables beside ours.
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from html import escape
+Every function says so where nothing is measured yet, so that pages need no conditions.
+"""
 
-import matplotlib.pyplot as plt
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import pandas as pd
-from IPython.display import HTML, Markdown
-from matplotlib.figure import Figure
+from IPython.display import DisplayHandle, Markdown, display
 
-from study.report import results
 from study import store
-from study.report.figures import ATTACKS, SERIES
-from study.runs import Run, grid
+from study.report import results
+from study.report.figures import NAMES, SERIES, name, named
+from study.runs import HEADLINE, Run, chosen_runs, grid, measured, read_profile
 
 
-def command(run: Run) -> str:
-    """The shell command that takes a run further: trains it, or evaluates it once that is done."""
-    worker = "evaluate" if (run.directory / store.WEIGHTS).exists() else "train"
-    return f"papermill notebooks/{worker}.ipynb out.ipynb {run.options}"
+def command(run: Run, table: str = "evaluations") -> str:
+    """The shell command that makes a table of a run, or trains it where that is still to be done."""
+    worker, more = {"evaluations": "evaluate", "sharpness": "landscape"}.get(table, table), ""
+    if worker not in ("evaluate", "statistics", "landscape"):
+        worker, more = "measure", f" -p measurement {table}"
+    if not (run.directory / store.WEIGHTS).exists():
+        worker, more = "train", ""
+    return f"papermill notebooks/workers/{worker}.ipynb out.ipynb {run.options}{more}"
 
 
-def setting(
-    profile: str, experiment: str = "headline", runs: Callable[[Run], bool] = lambda run: True
-) -> Markdown:
-    """What the numbers of a page were measured on, and what is missing.
+def _wanted(profile: str) -> list[tuple[Run, str]]:
+    """Every table that the runs of a profile have or are to have."""
+    wanted = [(run, "evaluations") for run in grid(profile)] + measured(profile)
+    for key, tables in {"statistics": ["statistics"], "landscape": ["landscape", "sharpness"]}.items():
+        chosen = read_profile(profile).get(key, {}).get("runs")
+        wanted += [(run, table) for run in chosen_runs(profile, chosen) for table in tables] if chosen else []
+    return wanted
+
+
+def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any) -> Markdown:
+    """What the numbers of a page were measured on, and what is pending, with the command that makes it.
 
     Args:
-        experiment, runs: which runs the page is about.
+        tables: that the page shows; evaluations, if none is named.
+        experiment, where: settings of the runs that the page is about; a list means any of its values.
     """
-
-    def concerned(found: Sequence[Run]) -> list[Run]:
-        return [run for run in found if run.experiment == experiment and runs(run)]
-
-    table = results.evaluations(profile, experiment)
-    table = table[table.run.isin([run.name for run in concerned(grid(profile))])]
-    text = ""
-    if table.empty:
-        text += f"None of these runs of the profile `{profile}` has been evaluated yet.\n\n"
-    else:
-        epochs = ", ".join(
-            f"{int(e)} {t}"
-            for t, e in table.groupby("training").epochs.max().sort_index(ascending=False).items()
-        )
-        names = set(table.run)
-        precision = " or ".join(sorted({run.precision for run in grid(profile) if run.name in names}))
-        on_gpu = any("CPU" not in name for name in table.device)
-        gpu = " On a GPU convolutions of float32 are in TF32 where it has that." if on_gpu else ""
-        text += (
-            f"Our numbers: profile `{profile}`, dataset **{', '.join(table.dataset.unique())}**, epochs of"
-            f" training: {epochs}; trained in {precision}, evaluated in float32;"
-            f" {int(table.n.min()):,} test images in batches of {int(table.batch_size.max())},"
-            f" {table.seed.nunique()} seed{'s' if table.seed.nunique() > 1 else ''};"
-            f" data fingerprint `{table.fingerprint.iloc[0]}`,"
-            f" code revision `{table.revision.iloc[-1]}`, {', '.join(sorted(table.device.unique()))}."
-            f"{gpu}\n\n"
-        )
+    tables = tables or ("evaluations",)
+    rows = pd.concat([results.table(profile, one, experiment, **where) for one in tables], ignore_index=True)
+    missing, over = [], set()
+    for run, table in _wanted(profile):
+        told = where | {"experiment": experiment}
+        fits = all(getattr(run, k) in (v if isinstance(v, list) else [v]) for k, v in told.items())
+        if fits and table in tables and store.has_diverged(run):
+            over.add(_of(run))
+        elif fits and table in tables and not (run.directory / f"{table}.csv").exists():
+            missing.append((run, table))
+    title = "What was measured" + ("" if experiment == HEADLINE else f" (experiment `{experiment}`)")
+    text = [f":::{{admonition}} {title}", ":class: note dropdown", _measured(profile, rows)]
     if profile == "quick":
-        text += (
-            "**This is the `quick` profile: it shows that the pipeline works and supports no verdict.**\n\n"
-        )
-    if missing := concerned(results.pending(profile)):
-        text += (
-            f"Pending ({len(missing)} run{'s' if len(missing) > 1 else ''}, shown nowhere below), for"
-            f" example\n\n```\n{command(missing[0])}\n```\n"
-        )
-    if diverged := concerned(results.diverged(profile)):
-        listed = "; ".join(f"{run.norm}, {run.training}, seed {run.seed}" for run in diverged)
-        text += f"\n\nTraining diverged, so that there is nothing to evaluate: {listed}.\n"
-    title = "What was measured" + ("" if experiment == "headline" else f" (experiment `{experiment}`)")
-    return Markdown(f":::{{admonition}} {title}\n:class: note\n{text}:::")
+        text.append("**The `quick` profile shows that the pipeline works and supports no verdict.**")
+    if missing:
+        listed = "; ".join(f"{table} of {_of(run)}" for run, table in missing)
+        text.append(f"Pending, and shown nowhere below ({len(missing)}): {listed}. For example")
+        text.append(f"```\n{command(*missing[0])}\n```")
+    if over:
+        text.append(f"Training diverged, so that there is nothing to measure: {'; '.join(sorted(over))}.")
+    return Markdown("\n\n".join([*text, ":::"]).replace("\n\n:class", "\n:class"))
 
 
-def accuracies(profile: str, norms: Sequence[str]) -> pd.DataFrame:
-    """Accuracy in percent (95% interval): a row an attack, a column a training, norm and mode."""
-    table = results.evaluations(profile)
-    table = table[table.norm.isin(norms)]
-    cells = {}
-    for (training, norm, mode, attack), rows in table.groupby(
-        ["training", "norm", "statistics", "attack"], sort=False
-    ):
-        mean, low, high = results.summary(rows)
-        label = SERIES[norm, mode][0]
-        low, high = max(low, 0), min(high, 100)  # a t interval does not know that these are the limits
-        cells[training, label, ATTACKS.get(attack, attack)] = f"{mean:.1f} ({low:.0f}-{high:.0f})"
-    frame = pd.Series(cells, dtype=object).unstack([0, 1]) if cells else pd.DataFrame()
-    return frame.reindex([name for name in ATTACKS.values() if name in frame.index])
+def _of(run: Run) -> str:
+    return f"{name(run.norm)}, {run.training}, seed {run.seed}"
 
 
-def paper_table(number: int) -> pd.DataFrame:
-    """A table of the paper in its own layout, in percent, with its 95% interval where it has one."""
-    table = results.paper(number)
-    table["norm"] = [SERIES[pair][0] for pair in zip(table.norm, table.statistics, strict=True)]
-    interval = table.ci95.map(lambda half: "" if pd.isna(half) else f" ± {half:g}")
-    table["text"] = table.accuracy.map("{:.2f}".format) + interval
-    table["attack"] = table.attack.map(ATTACKS)
-    return table.pivot(
-        index=["architecture", "norm"], columns=["dataset", "training", "attack"], values="text"
+def _measured(profile: str, rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return f"Nothing measured yet: the runs of profile `{profile}` that this page is about are pending."
+    epochs = rows.groupby("training", sort=False).epochs.max().items()
+    trained = ", ".join(f"{int(number)} epochs of {training} training" for training, number in epochs)
+    here = [run for run in grid(profile) if run.name in set(rows.run)]
+    kept = {store.read_config(run).get("settings", {}).get("precision", run.precision) for run in here}
+    budget = "comparable to the paper's" if rows.matched.all() else "shorter than the paper's"
+    images = f" {int(rows['n'].min()):,} test images," if "n" in rows else ""
+    return (
+        f"Profile `{profile}`, **{', '.join(map(name, rows.dataset.unique()))}**; {trained}, a budget"
+        f" {budget}; trained in {' or '.join(sorted(kept))}, measured in float32;{images} seeds"
+        f" {', '.join(map(str, sorted(rows.seed.unique())))}; code revision"
+        f" {', '.join(f'`{one}`' for one in rows.revision.unique())}; {', '.join(rows.device.unique())}."
     )
 
 
-def show(figure: Figure, *, caption: str, alt: str, notebook: str, profile: str) -> HTML:
-    """A figure with its caption, its text for those who cannot see it, and the command that makes it.
+def accuracies(profile: str, experiment: str = HEADLINE, **where: Any) -> pd.DataFrame | Markdown:
+    """Accuracy in percent with its 95% interval: a row an attack, a column a training, norm and mode.
 
     Args:
-        caption: states the finding; computed from results where it holds numbers.
-        alt: what the picture shows.
-        notebook: name of the chapter's notebook.
+        where: settings and columns, see :func:`study.report.results.table`.
     """
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=160)
-    plt.close(figure)
-    data = base64.b64encode(file.getvalue()).decode()
-    made = f"papermill notebooks/{notebook}.ipynb out.ipynb -p profile {profile}"
-    return HTML(
-        f'<figure><div class="wide"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"'
-        f' style="width:100%;background:white"></div><figcaption>{escape(caption)}'
-        f" <br><small>Made by <code>{escape(made)}</code></small></figcaption></figure>"
-    )
+    rows = results.table(profile, "evaluations", experiment, **where)
+    if rows.empty:
+        return Markdown("Nothing measured yet.")
+    found = results.intervals(named(rows), ["training", "series", "attack"])
+    ends = zip(found["mean"], found.low.clip(lower=0), found.high.clip(upper=100), strict=True)
+    found["text"] = [f"{mean:.1f} ({low:.0f}-{high:.0f})" for mean, low, high in ends]
+    wide = found.pivot(index="attack", columns=["training", "series"], values="text").fillna("")
+    return wide.loc[[one for one in NAMES if one in wide.index]].rename(index=name)
+
+
+def beside(profile: str, number: int, *experiments: str) -> pd.DataFrame:
+    """A table of the paper in percent, in each cell the paper's number and ours; a column says what ran.
+
+    Args:
+        experiments: of our runs, the headline if none is named; cifar10-jpeg stands beside CIFAR-10.
+    """
+    keys = ["dataset", "architecture", "training", "norm", "statistics"]
+    ours = results.table(profile, "evaluations", list(experiments or [HEADLINE]))
+    ours = ours.assign(data=ours.dataset, dataset=ours.dataset.replace("cifar10-jpeg", "cifar10"))
+    lines: dict[tuple[str, ...], dict[str, str]] = {}
+    for place, cells in results.paper(number).groupby(keys, sort=False):
+        rows = results.select(ours, dict(zip(keys, place, strict=True)))
+        mean = rows.groupby("attack").accuracy.mean()
+        line = {
+            name(cell.attack): f"{cell.accuracy:.2f}"
+            + (f" / {mean[cell.attack]:.1f}" if cell.attack in mean else "")
+            for cell in cells.itertuples()
+        }
+        ran = [f"{name(run[0])}, {run[1]} epochs" for run, _ in rows.groupby(["data", "epochs"])]
+        line["ours"] = f"{'; '.join(ran)}, {rows.seed.nunique()} seeds" if ran else "not run here"
+        lines[name(place[0]), name(place[1]), place[2], SERIES[place[3], place[4]][0]] = line
+    index = pd.MultiIndex.from_tuples(lines, names=["data", "network", "training", "norm"])
+    return pd.DataFrame(list(lines.values()), index=index)
+
+
+@contextmanager
+def live() -> Iterator[DisplayHandle]:
+    """A place in the notebook that shows how far the work is, and is empty when it is done."""
+    handle = display({"text/plain": "starting"}, raw=True, display_id=True)
+    yield handle
+    handle.update({"text/plain": ""}, raw=True)

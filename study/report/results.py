@@ -1,6 +1,11 @@
-"""Results of a profile as tables, with intervals; the paper's numbers in the same form."""
+"""Results of a profile as tidy tables, with intervals; the paper's numbers in the same form.
+
+Every interval is a 95% one. Of one network it is over test images: it leaves out what another seed would
+give and, for noise with batch statistics, another draw of the noise, which all images of a batch share.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,71 +16,62 @@ import scipy  # its statistics take a second to import, and are so where they ar
 from numpy.typing import NDArray
 
 from study import store
-from study.runs import IDENTITY, ROOT, Run, grid, results_folder
+from study.runs import HEADLINE, IDENTITY, ROOT, Run, grid, results_folder
 
-SETTINGS = [key for key in IDENTITY if key != "profile"]
-
-
-def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95% Wilson interval of an accuracy over images, in percent: what one set of weights leaves open."""
-    interval = scipy.stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
-    return 100 * interval.low, 100 * interval.high
-
-
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """95% t interval of the mean over seeds, as the paper's tables have; at least two values."""
-    mean, error = np.mean(values), scipy.stats.sem(values)
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
-    return float(mean - half), float(mean + half)
+SETTINGS = [*(key for key in IDENTITY if key != "profile"), "epochs", "attack_steps", "matched"]
+FEW = 50  # discordant images, below which a direction needs the exact test: our choice
+Values = NDArray[np.floating]
+# The columns that a page may use before anything is measured; those of evaluations, where none are named.
+COLUMNS = {
+    "evaluations": ["statistics", "attack", "n", "correct", "accuracy"],
+    "history": ["epoch", "train_loss", "train_accuracy", "val_loss_none", "val_accuracy_none"],
+    "landscape": ["statistics", "a", "b", "loss"],
+}
 
 
-def difference(
-    first: NDArray[np.floating], second: NDArray[np.floating], *, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of two means, with its 95% percentile interval from 2,000 bootstrap resamples.
+def table(
+    profile: str, name: str, experiment: str | list[str] | None = HEADLINE, **where: Any
+) -> pd.DataFrame:
+    """A table of the runs of a profile: one row a measured number, with the settings of its run.
 
     Args:
-        first, second: values of the same images, channels, ... in the same order, which are resampled
-            together; where their numbers differ each side is resampled by itself.
-        seed: of the resamples.
+        name: evaluations, statistics, sharpness, landscape, history or a measurement; or ``curves``, made of
+            histories: a row an epoch and statistics mode, ``rise`` how far the validation loss lies above its
+            lowest so far, ``diverged`` 0 or 1.
+        experiment: one or a list; None for all of them.
+        where: columns and what they must be; a list means any of it.
 
     Returns:
-        first minus second, and the lower and upper end; these are infinite for a single value.
+        Columns of the file, its provenance, ``run``, ``row`` (in the run's file), ``SETTINGS``, and ``stage``
+        (first, last) where there are epochs. The columns without rows, where nothing is measured.
     """
-    mean = float(first.mean() - second.mean())
-    if min(len(first), len(second)) == 1:
-        return mean, -np.inf, np.inf
-    if len(first) == len(second):
-        _, low, high = bootstrap_mean(first - second, seed=seed)
-        return mean, low, high
-    rng = np.random.default_rng(seed)
-    draws = [side[rng.integers(len(side), size=(2000, len(side)))].mean(1) for side in (first, second)]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return mean, float(low), float(high)
+    rows = _curves(_read(profile, "history")) if name == "curves" else _read(profile, name)
+    if "epoch" in rows:
+        stages = np.select([rows.epoch == rows.epochs, rows.epoch == 1], ["last", "first"], "")
+        rows = rows.assign(stage=stages)
+    return select(rows.copy(deep=False), ({"experiment": experiment} if experiment else {}) | where)
 
 
-def summary(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean accuracy of rows that differ in the seed, and its 95% interval: over seeds, or over images if
-    there is one seed.
-    """
-    if len(rows) > 1:
-        return (float(rows.accuracy.mean()), *over_seeds(list(rows.accuracy)))
-    row = rows.iloc[0]
-    return (float(row.accuracy), *wilson(int(row.correct), int(row.n)))
+def select(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows whose columns have the given values; a list means any of its values."""
+    kept = np.ones(len(rows), bool)
+    for column, value in where.items():
+        kept &= (rows[column].isin(value) if isinstance(value, list) else rows[column] == value).to_numpy(
+            bool
+        )
+    return rows[kept]
 
 
-def select(table: pd.DataFrame, condition: Mapping[str, Any]) -> pd.DataFrame:
-    """The rows whose columns have the given values."""
-    for column, value in condition.items():
-        table = table[table[column] == value]
-    return table
+def _read(profile: str, name: str) -> pd.DataFrame:
+    paths = [(run, folder / f"{name}.csv") for run, folder in _folders(profile, results_folder(profile))]
+    joined = _joined(tuple((run, path, path.stat().st_mtime_ns) for run, path in paths if path.exists()))
+    columns = ["run", "row", *SETTINGS, *COLUMNS.get(name, COLUMNS["evaluations"])]
+    return pd.DataFrame(columns=columns) if joined is None else joined
 
 
-def bootstrap_mean(values: NDArray[np.floating], *, seed: int = 0) -> tuple[float, float, float]:
-    """Mean of values (n,) and its 95% percentile interval from 2,000 bootstrap resamples."""
-    draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+@lru_cache
+def _folders(profile: str, _root: Path) -> list[tuple[Run, Path]]:
+    return [(run, run.directory) for run in grid(profile)]
 
 
 @lru_cache(maxsize=64)
@@ -83,141 +79,190 @@ def _joined(found: tuple[tuple[Run, Path, int], ...]) -> pd.DataFrame | None:
     """Files of runs under one another; put together anew when the time of a last change is another."""
     tables = []
     for run, path, _ in found:
-        table = pd.read_csv(path)
-        settings = {key: getattr(run, key) for key in SETTINGS}
-        if not table.empty:  # it is where training diverged
-            tables.append(table.assign(run=run.name, row=range(len(table)), **settings))
+        settings = {key: getattr(run, key) for key in SETTINGS} | {"p": np.nan if run.p is None else run.p}
+        rows = store.read_table(path).assign(run=run.name, **settings, diverged=int(store.has_diverged(run)))
+        if len(rows):  # it is empty where training diverged
+            tables.append(rows.assign(row=range(len(rows))))
     return pd.concat(tables, ignore_index=True) if tables else None
 
 
-def _tables(profile: str, file: str, columns: Sequence[str]) -> pd.DataFrame:
-    """One file of every run of a profile, with its settings; only the columns, where there is none.
-
-    ``row`` counts the rows of each run's file.
-    """
-    paths = [(run, run.directory / file) for run in grid(profile)]
-    found = tuple((run, path, path.stat().st_mtime_ns) for run, path in paths if path.exists())
-    joined = _joined(found)
-    return pd.DataFrame(columns=["run", *SETTINGS, *columns]) if joined is None else joined.copy()
-
-
-def evaluations(profile: str, experiment: str = "headline") -> pd.DataFrame:
-    """Accuracies: ``evaluations.csv`` of the runs of an experiment."""
-    return select(table(profile, "evaluations"), {"experiment": experiment})
-
-
-def histories(profile: str, experiment: str = "headline") -> pd.DataFrame:
-    """Training curves: ``history.csv`` of the runs of an experiment, one row an epoch."""
-    return select(_tables(profile, store.HISTORY, ["epoch"]), {"experiment": experiment})
-
-
-def statistics(profile: str, experiment: str = "headline") -> pd.DataFrame:
-    """Probes: ``statistics.csv`` of the runs of an experiment, one row a channel and condition."""
-    return select(table(profile, "statistics"), {"experiment": experiment})
-
-
-def landscapes(profile: str, experiment: str = "headline") -> pd.DataFrame:
-    """Planes of losses: ``landscape.csv`` of the runs of an experiment, one row a mode and point."""
-    planes = _tables(profile, store.LANDSCAPE, ["statistics", "a", "b", "loss"])
-    return select(planes, {"experiment": experiment})
-
-
-def sharpness(profile: str, experiment: str = "headline") -> pd.DataFrame:
-    """Sharpness: ``sharpness.csv`` of the runs of an experiment, one row a mode and direction."""
-    return select(table(profile, "sharpness"), {"experiment": experiment})
-
-
-def diagnostic(profile: str, name: str, experiment: str = "headline") -> pd.DataFrame:
-    """A diagnostic: ``<name>.csv`` of the runs of an experiment, one row a cell."""
-    return select(table(profile, name), {"experiment": experiment})
-
-
-def curves(profile: str) -> pd.DataFrame:
-    """Training curves of all experiments, one row a run, epoch and statistics mode.
-
-    Its columns are those of training (train_loss, train_accuracy), of validation (val_loss, val_accuracy),
-    and ``rise``, how far val_loss lies above its lowest so far.
-    """
-    wide = _tables(profile, store.HISTORY, ["epoch", "train_loss", "train_accuracy"])
-    shared = ["run", "row", *SETTINGS, "epoch", "train_loss", "train_accuracy"]
-    parts = []
-    for mode in ("tracked", "batch", "none"):
-        if f"val_loss_{mode}" not in wide:
-            continue
-        loss, accuracy = f"val_loss_{mode}", f"val_accuracy_{mode}"
-        part = wide[[*shared, loss, accuracy]].rename(columns={loss: "val_loss", accuracy: "val_accuracy"})
-        parts.append(part.dropna(subset="val_loss").assign(statistics=mode))
-    columns = [*shared, "statistics", "val_loss", "val_accuracy"]
-    long = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+def _curves(wide: pd.DataFrame) -> pd.DataFrame:
+    long = pd.wide_to_long(wide, ["val_loss", "val_accuracy"], ["run", "row"], "statistics", "_", r"\w+")
+    long = long.dropna(subset="val_loss").reset_index().sort_values(["run", "statistics", "row"])
     long = long.astype({"val_loss": float})  # also where there are no rows
-    lowest = long.groupby(["run", "statistics"]).val_loss.cummin()
-    return long.assign(rise=long.val_loss - lowest)
+    return long.assign(rise=long.val_loss - long.groupby(["run", "statistics"]).val_loss.cummin())
 
 
-COLUMNS = {
-    "evaluations": ["statistics", "attack", "accuracy"],
-    "statistics": ["condition", "layer", "channel", "shift_abs", "log_ratio_abs"],
-    "sharpness": ["statistics", "quantity", "value"],
-}
+@lru_cache
+def paper(*tables: int) -> pd.DataFrame:
+    """The paper's Tables 2 to 5, those that are named, one row a number; ``ci95`` is half an interval."""
+    files = [ROOT / "data" / "paper" / f"table{number}.csv" for number in tables]
+    return pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
 
 
-def table(profile: str, name: str) -> pd.DataFrame:
-    """A table of all experiments of a profile: evaluations, statistics, sharpness, curves, divergence or a
-    diagnostic.
+def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
+    """Which test images were classified correctly in a row of a table, (n,).
+
+    Raises:
+        ValueError: the outcomes of this row were not kept.
     """
-    if name in ("curves", "divergence"):
-        return curves(profile) if name == "curves" else divergence(profile)
-    return _tables(profile, f"{name}.csv", COLUMNS.get(name, ["accuracy", "n", "correct"]))
+    path = results_folder(profile) / row["run"] / f"{name}.npz"
+    kept = _outcomes(path, path.stat().st_mtime_ns) if path.exists() else {}
+    keys = list(kept)[row["row"] :] if name != "evaluations" else [f"{row['statistics']}/{row['attack']}"]
+    if not keys or keys[0] not in kept:
+        raise ValueError(f"{row['run']} has {name}.csv, but the outcomes of its images are missing")
+    return kept[keys[0]]
 
 
-def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_] | None:
-    """Which test images were classified correctly in a row of a table, (n,), or None if nobody kept it."""
-    folder = results_folder(profile) / row["run"]
-    if name == "evaluations":
-        return store.read_correct(folder / store.CORRECT).get(f"{row['statistics']}/{row['attack']}")
-    kept = list(store.read_correct(folder / f"{name}.npz").values())
-    return kept[row["row"]] if row["row"] < len(kept) else None
+@lru_cache(maxsize=256)
+def _outcomes(path: Path, _changed: int) -> dict[str, NDArray[np.bool_]]:
+    return store.read_correct(path)
 
 
-def gap(profile: str, name: str, rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Batch minus tracked in points, and its 95% interval, of two rows of a table: one run in both modes."""
-    hits = {row["statistics"]: outcomes(profile, name, row) for _, row in rows.iterrows()}
-    batch, tracked = (100.0 * np.asarray(hits[mode], dtype=float) for mode in ("batch", "tracked"))
-    return difference(batch, tracked)
+def wilson(correct: int, n: int) -> tuple[float, float]:
+    """Wilson interval of an accuracy over images, in percent: what one set of weights leaves open."""
+    interval = scipy.stats.binomtest(correct, n).proportion_ci(0.95, method="wilson")
+    return 100 * interval.low, 100 * interval.high
 
 
-def pending(profile: str) -> list[Run]:
-    """The runs of the grid that are not evaluated yet."""
-    return [run for run in grid(profile) if not (run.directory / store.EVALUATIONS).exists()]
+def over_seeds(values: Sequence[float]) -> tuple[float, float]:
+    """t interval of the mean over seeds, as the paper's tables have; at least two values."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
+    return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def hours(run: Run) -> float | None:
-    """Core-hours of a run's training and evaluation, on whatever machine; None before it is evaluated."""
-    history, accuracies = run.directory / store.HISTORY, run.directory / store.EVALUATIONS
-    if not (history.exists() and accuracies.exists()):
-        return None
-    rows = pd.read_csv(accuracies)
-    return float(pd.read_csv(history).seconds.sum() + rows.seconds.sum()) * int(rows.threads.max()) / 3600
+@lru_cache(maxsize=4)
+def _resamples(n: int) -> Values:
+    """How often each of n values is drawn in each of 2,000 bootstrap resamples, (2000, n)."""
+    draws = np.random.default_rng(0).integers(n, size=(2000, n))
+    return np.stack([np.bincount(draw, minlength=n) for draw in draws]).astype(float)
 
 
-def diverged(profile: str) -> list[Run]:
-    """The runs of the grid whose training diverged: these are done, and have nothing to evaluate."""
-    return [run for run in grid(profile) if store.has_diverged(run)]
+def difference(first: Values, second: Values) -> tuple[float, float, float]:
+    """First minus second mean, with its percentile interval from 2,000 bootstrap resamples.
+
+    Args:
+        first, second: values of the same images, channels, ... in the same order, resampled together; where
+            their numbers differ, each side is resampled by itself.
+
+    Returns:
+        Difference, low, high; the ends are infinite for a single value.
+    """
+    mean = float(first.mean() - second.mean())
+    if min(len(first), len(second)) == 1:
+        return mean, -np.inf, np.inf
+    if len(first) == len(second):
+        means = _resamples(len(first)) @ (first - second) / len(first)
+    else:
+        rng = np.random.default_rng(0)
+        draws = [side[rng.integers(len(side), size=(2000, len(side)))].mean(1) for side in (first, second)]
+        means = draws[0] - draws[1]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return mean, float(low), float(high)
 
 
-def divergence(profile: str) -> pd.DataFrame:
-    """Whether training left the finite numbers, 0 or 1: of each run that is done, once for every epoch."""
-    over = diverged(profile)
-    rows = [
-        {"run": run.name, **{key: getattr(run, key) for key in SETTINGS}, "epoch": epoch}
-        | {"diverged": int(run in over)}
-        for run in grid(profile)
-        if (run.directory / store.WEIGHTS).exists()
-        for epoch in range(1, run.epochs + 1)
-    ]
-    return pd.DataFrame(rows, columns=["run", *SETTINGS, "epoch", "diverged"])
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Exact two-sided p that neither of two outcomes wins more of the images on which they differ."""
+    wins, losses = int((first & ~second).sum()), int((second & ~first).sum())
+    return float(scipy.stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
-def paper(table: int) -> pd.DataFrame:
-    """The paper's Table 2, 3, 4 or 5, one row a number."""
-    return pd.read_csv(ROOT / "data" / "paper" / f"table{table}.csv")
+def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
+    """One row for each combination of the columns ``by``: mean, low, high, and seeds.
+
+    Rows that share them differ in the seed. The interval is over seeds; over images (Wilson), if there is one
+    seed; another value than accuracy has none then (low = mean = high).
+    """
+    found = []
+    for key, group in rows.groupby(list(by), sort=False, dropna=False):
+        mean, row = float(group[value].mean()), group.iloc[0]
+        low = high = mean
+        if len(group) > 1:
+            low, high = over_seeds(list(group[value]))
+        elif value == "accuracy":
+            low, high = wilson(int(row.correct), int(row.n))
+        found.append((*key, mean, low, high, len(group)))
+    return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "seeds"])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One side minus another, in points for accuracies.
+
+    Attributes:
+        mean, low, high: with its interval: t over seeds where there are several; else over images (paired
+            where these are the same), or over channels, directions or epochs (bootstrap).
+        n, seeds: images, or what else is compared, and seeds behind it.
+        p: of the exact paired test, where one seed is compared on the same images and fewer than ``FEW`` of
+            them are discordant: the bootstrap is too sure of itself there. Else None.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+    p: float | None = None
+
+
+def contrast(
+    profile: str, sides: Sequence[tuple[str, pd.DataFrame]], value: str = "accuracy"
+) -> Difference | None:
+    """First minus second side, seed by seed; with four sides, less what third minus fourth are.
+
+    Args:
+        sides: the name of a table and rows of it; seeds that are not in all of them are left out.
+        value: the column compared; accuracies are compared image by image.
+
+    Returns:
+        None if no seed is in all sides.
+    """
+    seeds = [seed for seed in dict.fromkeys(sides[0][1].seed) if all(seed in set(r.seed) for _, r in sides)]
+    found, sizes, p = [], [], None
+    for seed in seeds:
+        values = [_values(profile, name, rows[rows.seed == seed], value) for name, rows in sides]
+        first, second = values[:2] if len(sides) == 2 else (values[0] - values[1], values[2] - values[3])
+        found.append(difference(first, second))
+        sizes.append(min(len(first), len(second)))
+        outcomes_of_one = len(sides) == 2 and value == "accuracy" and len(seeds) == 1
+        if outcomes_of_one and len(first) == len(second) and (first != second).sum() < FEW:
+            p = mcnemar(first > 0, second > 0)
+    if len(found) < 2:
+        return Difference(*found[0], sizes[0], 1, p) if found else None
+    means = [mean for mean, _, _ in found]
+    return Difference(float(np.mean(means)), *over_seeds(means), min(sizes), len(found))
+
+
+def _values(profile: str, name: str, rows: pd.DataFrame, value: str) -> Values:
+    """What one side is the mean of: percents of images, or values by channel, direction or epoch."""
+    if value != "accuracy":
+        places = [column for column in ("layer", "channel", "epoch") if column in rows]
+        return (rows.sort_values(places, kind="stable") if places else rows)[value].to_numpy(float)
+    if len(rows) > 1:
+        raise ValueError(f"{len(rows)} rows of {name} of one seed match where one is compared: say more")
+    return 100.0 * outcomes(profile, name, rows.iloc[0])
+
+
+def gaps(
+    profile: str,
+    name: str,
+    by: Sequence[str],
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    experiment: str | list[str] | None = HEADLINE,
+    **where: Any,
+) -> pd.DataFrame:
+    """One row for each combination of the columns ``by``: how far ``first`` is ahead of ``second``.
+
+    Args:
+        first, second: columns and values that make a side, for instance ``{"statistics": "batch"}``.
+        others: see :func:`table`.
+
+    Returns:
+        Columns ``by``, and those of :class:`Difference`.
+    """
+    found = []
+    for key, rows in table(profile, name, experiment, **where).groupby(list(by), sort=False):
+        if (gap := contrast(profile, [(name, select(rows, side)) for side in (first, second)])) is not None:
+            found.append(dict(zip(by, key, strict=True)) | vars(gap))
+    return pd.DataFrame(found, columns=[*by, *Difference.__dataclass_fields__])

@@ -1,142 +1,429 @@
-"""Where measurements come from: the run in a folder, the settings and the machine that a row names."""
+"""Training and measuring: what is kept, killed work that goes on to the same numbers, and clear refusals."""
 
 import json
-import subprocess
-import sys
-from dataclasses import asdict
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from rnlib.models import resnet
-from study import planes, probe, store, work
-from study.report import results
-from study.experiments.diagnostics import diagnose_run
-from study.planes import plane_run
-from study.probe import probe_run
-from study.runs import ROOT, grid, make_run
+from rnlib import Dataset, resnet, statistics_modes, tracked_statistics
+from rnlib.train import TrainingDiverged
+from study import networks, store, work
+from study.experiments import MEASUREMENTS, landscape
+from study.experiments.evaluations import attack_suite
+from study.networks import new_model, trained_model, training_set, training_settings
+from study.runs import make_run
 
-TINY = {"width": 2, "architecture": "resnet8", "epochs": 1, "train_images": 128, "validation_images": 100}
-ORIGIN = ["config_hash", "fingerprint", "rnlib", "revision", "torch", "device", "threads"]
+pytestmark = pytest.mark.usefixtures("small_images")
+PROFILE = str(Path(__file__).with_name("tiny.yml"))
+LONGER = {"experiment": "two_epochs"}
+MEASURES = {
+    "evaluations": work.evaluate_run,
+    "statistics": work.probe_run,
+    "landscape": work.plane_run,
+    "batch_size": lambda run, **options: work.measure_run(run, "batch_size", **options),
+}
+measures = pytest.mark.parametrize(("table", "measure"), MEASURES.items(), ids=list(MEASURES))
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """Its folder is empty."""
-    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
-    return make_run("quick", **TINY)
+def run(results):
+    """It is trained, and nothing of it is measured."""
+    return make_run(PROFILE)
 
 
-@pytest.fixture
-def older(run):
-    """A run that was trained when there was one setting less, and hashes were others."""
-    work.train_run(run)
+def stamps(run):
+    return {path.name: path.stat().st_mtime_ns for path in run.directory.iterdir()}
+
+
+def stop(*news):
+    raise KeyboardInterrupt
+
+
+def weights(run, name=store.WEIGHTS):
+    return load_file(run.directory / name)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+# -- networks
+
+
+def test_the_weights_of_a_run_come_from_its_seed_alone(monkeypatch):
+    state = torch.random.get_rng_state()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "manual_seed", None)  # it would seed GPUs as well
+        first, again, other = (new_model(make_run(PROFILE, seed=seed)) for seed in (1, 1, 2))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        wanted = resnet(8, "batch_norm", width=4, num_classes=10, in_channels=1, mean=(0.286,), std=(0.353,))
+    assert same(first.state_dict(), again.state_dict())
+    assert same(first.state_dict(), wanted.state_dict())
+    assert not same(first.state_dict(), other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"norm": "x"}, r"norm is 'x', it must be one of batch_norm, robust_norm, .*norm_prop"),
+        ({"dataset": "x"}, r"dataset is 'x', it must be one of cifar10, .*fashion-mnist-sample"),
+        ({"architecture": "resnet21"}, r"6n \+ 2"),
+        ({"architecture": "lenet"}, r"architecture is 'lenet', .*resnet20, vgg<depth>.*resnet_released50"),
+        ({"schedule": "x"}, "schedule is 'x', it must be one of .*one_cycle"),
+        ({"norm": "batch_norm", "p": 0.2}, "does not take"),
+        ({"norm": "norm_prop", "p": 0.2}, "norm given by name"),
+    ],
+)
+def test_wrong_settings_are_refused_before_any_work(empty, chosen, message):
+    run = make_run(PROFILE, **chosen)
+    with pytest.raises(ValueError, match=message):
+        work.train_run(run)
+    if "schedule" not in chosen:
+        with pytest.raises(ValueError, match=message):
+            work.evaluate_run(run)
+    assert not empty.exists()
+
+
+@pytest.mark.parametrize("norm", networks.STUDY_NORMS)
+def test_the_norms_of_the_study_make_networks_that_learn(norm):
+    model = new_model(make_run("book", norm=norm))
+    assert statistics_modes(model) == (("none",) if norm == "norm_prop" else ("tracked", "batch"))
+    model(torch.rand(4, 3, 32, 32)).sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_the_architectures_of_the_study_are_built():
+    model = new_model(make_run("book", architecture="resnet_released50", dataset="cifar100"))
+    parameters = sum(value.numel() for value in model.parameters())
+    assert parameters == 776_794 + 90 * (256 + 1)  # 90 classes more than the ten of the released code
+
+
+def test_the_paper_profile_attacks_as_the_released_code():
+    attack = training_settings(make_run("paper", training="adversarial")).attack
+    assert attack.steps == 10
+    # eps 0.03 after division by std (0.2023, 0.1994, 0.2010), steps of eps / 4
+    assert attack.eps == pytest.approx((0.03 * 0.2023, 0.03 * 0.1994, 0.03 * 0.2010))
+    assert attack.step_size == pytest.approx(tuple(e / 4 for e in attack.eps))
+    assert training_settings(make_run("paper")).attack is None
+
+
+def test_images_are_the_first_of_a_fixed_order():
+    run = make_run(PROFILE)
+    assert (len(training_set(run)), len(work.test_set(run)), len(work.test_set(run, 10))) == (200, 60, 10)
+    assert len(work.test_set(make_run(PROFILE, **LONGER))) == 20
+    assert torch.equal(work.test_set(run, 10).images, work.test_set(run).images[:10])
+    some = make_run(PROFILE, train_images=30)
+    assert torch.equal(training_set(some).images, training_set(run).images[:30])
+
+
+# -- training
+
+
+def test_training_keeps_weights_history_and_where_they_come_from(run):
+    origin = store.check(run.directory / store.WEIGHTS)
+    assert set(origin) == set(store.PROVENANCE)
+    assert (origin["config_hash"], origin["fingerprint"]) == (run.hash, training_set(run).fingerprint)
     config = store.read_config(run)
-    del config["settings"]["compile"]
-    store.write_json(run.directory / store.CONFIG, config | {"provenance": {"config_hash": "older"}})
+    assert config["settings"] == json.loads(json.dumps(asdict(run)))
+    assert config["provenance"] == origin
+    history = store.read_table(run.directory / store.HISTORY)
+    assert list(history.epoch) == [1]
+    assert {path.name for path in run.directory.iterdir()} == {
+        "config.json", "files.json", "history.csv", "weights.safetensors",
+    }  # fmt: skip
+    before = stamps(run)
+    assert work.train_run(run).equals(history)
+    assert stamps(run) == before
+
+
+@pytest.mark.parametrize("when", ["in the first epoch", "between its end and its snapshot", "in the second"])
+def test_a_killed_training_goes_on_to_the_same_weights(results, when):
+    run = make_run(PROFILE, **LONGER)
+    whole = {name: weights(run, name) for name in (store.WEIGHTS, store.snapshot(1), store.snapshot(2))}
+    history = store.read_table(run.directory / store.HISTORY)
+    shutil.rmtree(run.directory)
+    steps = iter(range(100))
+    last = {"in the first epoch": 0, "in the second": 2}.get(when)
+    on_step = (lambda: next(steps) == last and stop()) if last is not None else (lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if last is None:
+            patch.setattr(work.store, "snapshot", stop)
+        with pytest.raises(KeyboardInterrupt):
+            work.train_run(run, on_step=on_step)
+    assert not (run.directory / store.WEIGHTS).exists()
+    assert (run.directory / store.CHECKPOINT).exists() is (last != 0)
+    seen = []
+    resumed = work.train_run(run, on_epoch=lambda records: seen.append(len(records)))
+    assert seen == [1, 2]
+    assert all(same(weights(run, name), whole[name]) for name in whole)
+    assert np.allclose(resumed.train_loss, history.train_loss)
+    assert not (run.directory / store.CHECKPOINT).exists()
+
+
+def test_snapshots_are_the_weights_after_their_epochs(results):
+    run = make_run(PROFILE, **LONGER)
+    first, second = (weights(run, store.snapshot(epoch)) for epoch in (1, 2))
+    assert same(second, weights(run))
+    assert not same(first, second)
+    assert same(trained_model(run, 1).state_dict(), first)
+    with pytest.raises(ValueError, match=r"epoch is 3, .* keeps snapshots of \(1, 2\)"):
+        trained_model(run, 3)
+
+
+def test_weights_that_are_not_there_are_asked_for_with_the_command_that_makes_them(run):
+    (run.directory / store.WEIGHTS).unlink()
+    command = f"papermill notebooks/workers/train.ipynb out.ipynb {run.options}"
+    with pytest.raises(FileNotFoundError, match=r"weights.safetensors is not there") as error:
+        trained_model(run)
+    assert str(error.value).endswith(command)
+    work.train_run(run)
+    assert not trained_model(run).training
+
+
+def test_weights_that_are_not_those_that_were_written_are_not_used(run):
+    path = run.directory / store.WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for use in (trained_model, work.evaluate_run):
+        with pytest.raises(store.DamagedFile, match=r"weights.safetensors was changed or damaged"):
+            use(run)
+    assert not (run.directory / "evaluations.csv").exists()
+
+
+@pytest.fixture
+def diverged(empty, monkeypatch):
+    """A run that diverges in its second epoch, whatever its settings."""
+    fit = work.fit
+
+    def diverges(model, dataset, settings, **options):
+        history = fit(model, dataset, replace(settings, epochs=1), **options)
+        raise TrainingDiverged(2, 7, history)
+
+    monkeypatch.setattr(work, "fit", diverges)
+    run = make_run(PROFILE, **LONGER)
+    assert list(work.train_run(run).epoch) == [1]
+    monkeypatch.setattr(work, "fit", None)  # would be called
     return run
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [work.evaluate_run, probe_run, plane_run, lambda run: diagnose_run(run, "ladder"), work.trained_model],
-)
-def test_a_run_of_other_settings_is_not_measured(run, measure):
+def test_a_training_that_diverges_is_a_result_and_not_tried_again(diverged):
+    found = json.loads((diverged.directory / store.DIVERGED).read_text())
+    assert (found["epoch"], found["step"]) == (2, 7)
+    assert "lower lr" in found["message"]
+    assert found["provenance"]["config_hash"] == diverged.hash
+    assert not (diverged.directory / store.CHECKPOINT).exists()
+    assert weights(diverged) == {}
+    assert list(work.train_run(diverged).epoch) == [1]
+    (diverged.directory / store.WEIGHTS).unlink()  # as where weights are not kept
+    assert list(work.train_run(diverged).epoch) == [1]
+    with pytest.raises(ValueError, match=r"diverged, it has no weights: see diverged\.json"):
+        trained_model(diverged)
+
+
+@measures
+def test_a_diverged_run_has_nothing_to_measure_and_its_tables_are_done(diverged, table, measure):
+    assert measure(diverged).empty
+    assert (diverged.directory / f"{table}.csv").exists()
+    assert measure(diverged).empty
+
+
+def test_a_training_that_diverges_at_once_has_no_history(empty):
+    run = make_run(PROFILE, norm="no_norm", lr=1e38)
+    assert work.train_run(run).empty
+    assert work.train_run(run).empty
+    assert json.loads((run.directory / store.DIVERGED).read_text())["epoch"] == 1
+
+
+# -- measuring
+
+
+@measures
+def test_finished_work_is_not_repeated_and_can_be_traced(trained, table, measure, monkeypatch):
+    monkeypatch.setenv("RNLIB_RESULTS", str(trained))
+    run = make_run(PROFILE)
+    found = measure(run)
+    origin = store.check(run.directory / f"{table}.csv")
+    assert set(store.PROVENANCE) <= set(found)
+    assert origin["config_hash"] == run.hash
+    assert not list(run.directory.glob("checkpoint*"))
+    before = stamps(run)
+    monkeypatch.setattr(work, "trained_model", None)  # would be called
+    assert measure(run).equals(found)
+    assert stamps(run) == before
+
+
+@measures
+def test_killed_work_goes_on_to_the_same_rows_and_measures_only_what_it_lacks(
+    trained, results, table, measure, monkeypatch
+):
+    run, cells = make_run(PROFILE), []
+    with monkeypatch.context() as patch:
+        patch.setenv("RNLIB_RESULTS", str(trained))
+        whole = measure(run)  # once for all tests
+    with pytest.raises(KeyboardInterrupt):
+        measure(run, on_cell=stop)
+    assert not (run.directory / f"{table}.csv").exists()
+    assert list(run.directory.glob("checkpoint*"))
+    resumed = measure(run, on_cell=cells.append)
+    keys = [key for key in ("statistics", "attack", "size", "condition") if key in whole]
+    done = 2 if table == "landscape" else 0  # of sharpness, which is measured first
+    assert len(cells) == len(whole[keys].drop_duplicates()) - 1 + done
+    drop = ["seconds"] if "seconds" in whole else []
+    assert resumed.drop(columns=drop).equals(whole.drop(columns=drop))
+
+
+@measures
+def test_a_run_of_other_settings_is_not_measured(run, table, measure):
     """As after an edit of the profile, which leaves the names of folders as they are."""
     store.write_json(run.directory / store.CONFIG, {"settings": asdict(run) | {"epochs": 4}})
-    store.write_json(run.directory / store.DIVERGED, {})
-    before = sorted(run.directory.iterdir())
+    before = stamps(run)
     with pytest.raises(ValueError, match=r"other settings .*'epochs': \(4, 1\).*; set these back, or remove"):
         measure(run)
-    assert sorted(run.directory.iterdir()) == before
+    assert stamps(run) == before
 
 
-def test_measurements_have_the_hash_of_their_runs_config(older, monkeypatch):
-    monkeypatch.setattr(probe, "BATCHES", 1)
-    train, test = work.training_set(older), work.test_set(older, 100)
-    assert work.provenance(older, test, "cpu")["config_hash"] == "older"
-    for rows in (probe_run(older), store.read_rows(older.directory / store.STATISTICS)):
-        table = pd.DataFrame(rows)
-        assert list(table)[-len(ORIGIN) :] == ORIGIN
-        assert set(table.config_hash) == {"older"}
-        found = table.groupby("condition", sort=False).fingerprint.unique().explode().to_dict()
-        assert found == dict.fromkeys(["start", "train"], train.fingerprint) | dict.fromkeys(
-            ["clean", "noise", "adversarial"], test.fingerprint
-        )
+def test_a_damaged_table_is_refused(run):
+    work.probe_run(run)
+    path = run.directory / "statistics.csv"
+    path.write_text(path.read_text().replace("1", "2"))
+    with pytest.raises(store.DamagedFile, match="was changed or damaged"):
+        work.probe_run(run)
 
 
-def test_a_landscape_can_be_traced(older, monkeypatch):
-    options = {"points": 3, "radius": 1.0, "images": 20, "directions": 1}
-    monkeypatch.setattr(planes, "read_profile", lambda profile: {"landscape": options})
-    plane_run(older)
-    for name in (store.LANDSCAPE, store.SHARPNESS):
-        table = pd.DataFrame(store.read_rows(older.directory / name))
-        assert list(table)[-len(ORIGIN) :] == ORIGIN
-        assert set(table.config_hash) == {"older"}
+def test_a_resumed_table_knows_a_cell_whose_measured_values_have_moved(run, monkeypatch):
+    """With another number of threads they differ in the last digit."""
+    losses = iter([0.1, 0.1000001])
+
+    def drifting(subject):
+        loss = next(losses)
+        yield {"attack": "first", "size": 1}, lambda: ({"loss": loss}, torch.tensor([True]))
+        yield {"attack": "second", "size": 0.5}, lambda: ({"loss": loss}, torch.tensor([False, True]))
+
+    monkeypatch.setitem(MEASUREMENTS, "drifting", drifting)
+    with pytest.raises(KeyboardInterrupt):
+        work.measure_run(run, "drifting", on_cell=stop)
+    table = work.measure_run(run, "drifting")
+    outcomes = store.read_correct(run.directory / "drifting.npz")
+    assert {key: list(hits) for key, hits in outcomes.items()} == {
+        "first/1": [True],
+        "second/0.5": [False, True],
+    }
+    assert list(table.loss) == [0.1, 0.1000001]
+    assert list(table.accuracy) == [100, 50]
 
 
-def test_a_config_has_the_hash_of_the_settings_beside_it(older):
-    (older.directory / store.WEIGHTS).unlink()
-    work.train_run(older)  # as after an interruption
-    config = json.loads((older.directory / store.CONFIG).read_text())
-    assert (config["settings"]["compile"], config["provenance"]["config_hash"]) == (False, older.hash)
+def test_an_evaluation_says_how_and_on_what_it_was_made(trained, monkeypatch):
+    monkeypatch.setenv("RNLIB_RESULTS", str(trained))
+    run = make_run(PROFILE)
+    table = work.evaluate_run(run)
+    attacks = ["clean", *attack_suite(run)]
+    assert attacks == ["clean", "noise", "grad_sign", "pgd_linf_8px"]
+    assert list(table.attack) == attacks * 2
+    assert list(table.statistics) == ["tracked"] * 4 + ["batch"] * 4
+    assert set(table.n) == {60}
+    assert set(table.batch_size) == {100}
+    assert set(table.fingerprint) == {work.test_set(run).fingerprint}
+    eps = table.set_index("attack").eps.astype(float)
+    assert eps["pgd_linf_8px"].tolist() == pytest.approx([8 / 255] * 2, rel=1e-4)
+    assert eps["noise"].tolist() == pytest.approx([0.5 * 0.353] * 2)
+    outcomes = store.read_correct(run.directory / "evaluations.npz")
+    for row in table.itertuples():
+        hits = outcomes[f"{row.statistics}/{row.attack}"]
+        assert (row.n, row.correct) == (len(hits), hits.sum())
+        assert row.accuracy == pytest.approx(100 * hits.mean())
 
 
-@pytest.mark.parametrize(
-    ("file", "table", "rows"),
-    [
-        (store.STATISTICS, results.statistics, [{"condition": "clean", "layer": 2, "channel": 0}]),
-        (store.LANDSCAPE, results.landscapes, [{"statistics": "batch", "a": 0.0, "b": 0.0, "loss": 1.0}]),
-    ],
-)
-def test_tables_from_before_they_named_their_origin_are_read_beside_others(run, file, table, rows):
-    first, second = grid("quick")[:2]
-    store.write_rows(first.directory / file, rows)
-    store.write_rows(second.directory / file, [row | {"config_hash": "abc"} for row in rows])
-    found = table("quick")
-    assert list(found.run) == [first.name, second.name]
-    assert found[list(rows[0])].to_dict("records") == rows * 2
+def test_a_profile_may_name_fewer_attacks_for_experiments_and_other_seeds():
+    assert list(attack_suite(make_run(PROFILE, seed=1))) == ["noise", "grad_sign"]
+    assert list(attack_suite(make_run(PROFILE, **LONGER))) == ["noise"]
+    book = attack_suite(make_run("book"))
+    assert {"noise", "grad", "grad_sign", "bim_linf", "pgd_linf", "pgd_l2", "cw_l2"} < set(book)
+    assert set(book) - set(attack_suite(make_run("book", seed=1))) == {"cw_l2", "pgd_linf_2px"}
+
+
+def test_a_network_without_batch_statistics_is_evaluated_and_nothing_else(results):
+    run = make_run(PROFILE, norm="no_norm")
+    assert set(work.evaluate_run(run).statistics) == {"none"}
+    for table, measure in MEASURES.items():
+        if table != "evaluations":
+            with pytest.raises(ValueError, match=r"has no batch statistics: \w+ would be the same in both"):
+                measure(run)
+
+
+def test_unknown_measurements_and_devices_are_refused(run):
+    with pytest.raises(ValueError, match=r"measurement is 'transfers', it must be one of transfer, .*jitter"):
+        work.measure_run(run, "transfers")
+    for device in ("gpu", 1.5):
+        with pytest.raises(ValueError, match=rf"device is {device!r}, it must be cpu, cuda"):
+            work.evaluate_run(run, device=device)
+
+
+def test_a_probe_sees_the_distance_of_every_channel(trained, monkeypatch):
+    monkeypatch.setenv("RNLIB_RESULTS", str(trained))
+    run = make_run(PROFILE)
+    table = work.probe_run(run)
+    channels = sum(len(first) for first, _ in tracked_statistics(trained_model(run)).values())
+    conditions = ["start", "train", "clean", "noise", "adversarial"]
+    assert table.condition.value_counts(sort=False).to_dict() == dict.fromkeys(conditions, channels)
+    assert (table["shift_abs"] + 1e-4 >= table["shift"].abs()).all()
+    assert np.isfinite(table.select_dtypes("number")).all().all()
+    train, test = training_set(run).fingerprint, work.test_set(run, 40).fingerprint
+    found = table.groupby("condition", sort=False).fingerprint.unique().explode()
+    assert found.to_dict() == dict(zip(conditions, [train, train, test, test, test], strict=True))
+
+
+def test_a_landscape_is_of_images_of_all_classes_whatever_their_order(run, monkeypatch):
+    train = training_set(run)
+    by_class = train.subset(train.labels.argsort(stable=True))  # as cifar10-jpeg is stored
+    monkeypatch.setattr(work, "training_set", lambda run: by_class)
+    seen, plane = [], landscape.loss_plane
+    monkeypatch.setattr(
+        landscape, "loss_plane", lambda *args, **how: seen.append(args[2]) or plane(*args, **how)
+    )
+    table = work.plane_run(run)
+    assert all(len(y) == 20 and len(y.unique()) > 5 for y in seen)
+    assert len(table) == 2 * 9
+    sharp = store.read_table(run.directory / store.SHARPNESS)
+    assert list(sharp.quantity) == ["rise", "curvature"] * 2
+    centre = table[(table.a == 0) & (table.b == 0)].loss
+    assert centre.nunique() == 2  # the modes differ
+
+
+def test_what_was_measured_of_an_older_run_has_the_hash_of_its_config(run):
+    config = store.read_config(run)
+    del config["settings"]["label_smoothing"]
+    config["provenance"]["config_hash"] = "older"
+    store.write_json(run.directory / store.CONFIG, config)
+    assert work.provenance(run, work.test_set(run, 10), "cpu")["config_hash"] == "older"
 
 
 def test_a_device_is_named_by_its_type(run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
-    dataset = work.test_set(run, 10)
     for device, name in {"cuda": "GPU of cuda", "cuda:1": "GPU of cuda:1", "mps": "mps"}.items():
-        assert work.provenance(run, dataset, device)["device"] == name
-    assert " CPU (" in work.provenance(run, dataset, "cpu")["device"]
+        assert work.provenance(run, work.test_set(run, 10), device)["device"] == name
+    assert " CPU (" in work.device_name("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert work.chosen_device(None) == "cuda"
 
 
-def test_the_batch_size_of_a_row_is_the_one_that_was_measured_with(older, monkeypatch):
-    seen, evaluate = [], work.evaluate
-
-    def spy(*args, **options):
-        seen.append(options["batch_size"])
-        return evaluate(*args, **options)
-
-    monkeypatch.setattr(work, "evaluate", spy)
-    monkeypatch.setattr(work, "attack_suite", lambda run: {})
-    monkeypatch.setattr(work, "BATCH_SIZE", 50)
-    rows = work.evaluate_run(older)
-    assert [row["batch_size"] for row in rows] == seen == [50, 50]
-
-
-def test_new_weights_leave_the_random_state_of_gpus(run, monkeypatch):
-    state = torch.random.get_rng_state()
-    monkeypatch.setattr(torch, "manual_seed", None)  # it seeds every device
-    found = run.new_model()
-    assert torch.equal(torch.random.get_rng_state(), state)
-    monkeypatch.undo()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(run.seed)
-        wanted = resnet(8, run.norm, width=2, num_classes=10, in_channels=1)
-    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), wanted.parameters(), strict=True))
-
-
-@pytest.mark.slow
-def test_snakemake_makes_the_files_where_the_notebooks_write_them(run):
-    weights = grid("quick")[0].directory / store.WEIGHTS
-    command = [sys.executable, "-m", "snakemake", "-n", "--config", "profile=quick", "--", str(weights)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"output: {weights}" in done.stdout + done.stderr
+@pytest.mark.parametrize("training", ["natural", "adversarial"])
+def test_the_paper_profile_passes_the_same_path_with_its_epochs_cut_to_one_batch(
+    empty, training, monkeypatch
+):
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    fake = Dataset("cifar10", images, torch.arange(8) % 10, tuple("abcdefghij"))
+    monkeypatch.setattr(networks, "load", lambda name, split: fake)
+    monkeypatch.setattr("study.experiments.evaluations.attack_suite", lambda run: {})
+    run = make_run("paper", norm="robust_norm", training=training, epochs=1, attack_steps=1)
+    assert len(work.train_run(run)) == 1
+    assert list(work.evaluate_run(run).n) == [8, 8]
+    assert os.listdir(empty / "paper") == [run.name]

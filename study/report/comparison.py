@@ -1,0 +1,203 @@
+"""What a claim says, as data, and its two sides set against each other on the results."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import yaml
+
+from study.report import results
+from study.report.figures import name
+from study.runs import HEADLINE, ROOT, TRAININGS
+
+# What a word of a claim means in points, and how sure a direction is: these thresholds are ours.
+LEAST: dict[str | None, float] = {None: 0.0, "large": 10.0, "about twenty": 15.0}
+P = 0.05
+SAME, OPPOSITE, UNCLEAR = "as claimed", "the other way round", "unclear"
+# What a difference is in, by the column compared.
+UNITS = {"accuracy": "points", "diverged": "of the runs", "shift_abs": "tracked standard deviations"}
+UNITS |= {"log_ratio_abs": "octaves"} | dict.fromkeys(("std", "largest"), "of the spread after BatchNorm")
+UNITS |= dict.fromkeys(("train_loss", "val_loss", "rise", "value"), "nats")
+KINDS, BUDGETS = ("paper", "beyond"), ("matched", "short", "any")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """An entry of ``study/claims/<page>.yml``; its first side is said to be ahead of its second.
+
+    Attributes:
+        id, page: unique, and the notebook that shows it.
+        text, where: one sentence that is true or false, and where it stands in the paper.
+        kind: paper, or beyond for a hypothesis of ours.
+        first, second: settings of runs and columns of the table that make a side; of several, each first has
+            to be ahead of each second.
+        shared, over: the same on both sides; columns with values, one comparison each (of two: each pair).
+        training, dataset: each pair is a part with a verdict of its own; cifar10 is cifar10-jpeg as well.
+        table, value: what is compared: accuracies over the same images, if nothing is said.
+        margin, least: no further apart than this, in place of ahead; ahead by more than a word of ``LEAST``.
+        gap_at: the difference has to be larger than it is where these columns have these values.
+        budget: matched: judged on trainings comparable to the paper's; short: about what short trainings do,
+            judged on the experiment ``short``; any: true or false whatever the budget, and judged there too.
+        short: the experiment that is shown beside, and is no evidence about a longer training.
+        paper: the tables that have the paper's numbers.
+        decides: the condition of :mod:`study.report.rule` that it is evidence for.
+        images: the least number of images, or of what else is compared, that supports a verdict.
+    """
+
+    id: str
+    page: str
+    text: str
+    where: str
+    first: list[dict[str, Any]]
+    second: list[dict[str, Any]]
+    kind: str = "paper"
+    shared: dict[str, Any] = field(default_factory=dict)
+    over: dict[str, list[Any]] = field(default_factory=dict)
+    training: list[str] = field(default_factory=lambda: list(TRAININGS))
+    dataset: list[str] = field(default_factory=lambda: ["cifar10"])
+    table: str = "evaluations"
+    value: str = "accuracy"
+    margin: float | None = None
+    least: str | None = None
+    gap_at: dict[str, Any] = field(default_factory=dict)
+    budget: str = "matched"
+    short: str = "eight_epochs"
+    paper: list[int] = field(default_factory=list)
+    decides: str | None = None
+    images: int = 1000
+
+    def __post_init__(self) -> None:
+        for key, known in {"kind": KINDS, "budget": BUDGETS, "value": [*UNITS], "least": [*LEAST]}.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"{key} is {getattr(self, key)!r}, it must be one of {known}")
+
+    @property
+    def parts(self) -> list[tuple[str, str]]:
+        """Trainings and data sets that are judged one by one."""
+        return list(itertools.product(self.training, self.dataset))
+
+    def cells(self, training: str, dataset: str) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+        """Every comparison that a part consists of: its label, and what each of the two sides is."""
+        for first, second, *values in itertools.product(self.first, self.second, *self.over.values()):
+            over = dict(zip(self.over, values, strict=True))
+            label = [name(value, key) for key, value in over.items()]
+            for word, side, all_sides in (("", first, self.first), ("against ", second, self.second)):
+                if len(all_sides) > 1:
+                    label.append(word + ", ".join(name(value, key) for key, value in side.items()))
+            shared = {"training": training, "dataset": dataset} | self.shared | over
+            yield ", ".join(label), [shared | side for side in (first, second)]
+
+    def directed(self, low: float, high: float, p: float | None = None) -> str:
+        """Where an interval lies: ahead by more than ``least``, or within ``margin`` of each other.
+
+        Where few images are discordant, a direction needs the exact test as well.
+        """
+        if self.margin is not None:
+            if -self.margin < low and high < self.margin:
+                return SAME
+            return OPPOSITE if low > self.margin or high < -self.margin else UNCLEAR
+        if p is not None and p >= P and self.least is None and low < high:
+            return UNCLEAR
+        return SAME if low > LEAST[self.least] else OPPOSITE if high < LEAST[self.least] else UNCLEAR
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One first side against one second.
+
+    Attributes:
+        what: what is compared, in words that readers know.
+        paper: the paper's difference, None where it gives no number.
+        ours: our difference with its interval.
+        unit: of both.
+        direction: as claimed, the other way round, or unclear: where the interval lies.
+        epochs, attack_steps: of the training behind it.
+    """
+
+    what: str
+    paper: float | None
+    ours: results.Difference
+    unit: str
+    direction: str
+    epochs: int
+    attack_steps: int
+
+    def signed(self, number: float) -> str:
+        """A difference in this unit, with the digits that mean something."""
+        digits = 1 if self.unit == "points" else 2
+        return f"{round(number, digits) + 0.0:+.{digits}f}"  # without the sign of -0.0
+
+
+@cache
+def read_claims() -> dict[str, Claim]:
+    """All claims by id: of each file its entries, with what its ``defaults`` say.
+
+    Raises:
+        ValueError: an id stands twice, or an entry has a key or a value that is not known, or lacks a key.
+    """
+    found: dict[str, Claim] = {}
+    for path in sorted((ROOT / "study" / "claims").glob("*.yml")):
+        contents = yaml.safe_load(path.read_text())
+        for entry in contents["claims"]:
+            claim = make_claim(path.stem, contents.get("defaults", {}), entry)
+            if claim.id in found:
+                raise ValueError(f"claim {claim.id!r} is in {found[claim.id].page}.yml and in {path.name}")
+            found[claim.id] = claim
+    return found
+
+
+def make_claim(page: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> Claim:
+    """The claim of an entry: ``shared`` adds to that of the defaults, all else stands in place of theirs."""
+    told = {"page": page, **defaults, **entry}
+    told["shared"] = defaults.get("shared", {}) | entry.get("shared", {})
+    for key in {"first", "second", "training", "dataset", "paper"} & set(told):
+        told[key] = told[key] if isinstance(told[key], list) else [told[key]]
+    try:
+        return Claim(**told)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"claim {told.get('id', entry)!r} of {page}.yml: {error}") from error
+
+
+def compare(claim: Claim, profile: str, training: str, dataset: str, experiment: str) -> list[Comparison]:
+    """The comparisons of a part of a claim that the results of an experiment allow.
+
+    Raises:
+        ValueError: the claim names a column that its table does not have.
+    """
+    table, found = results.table(profile, claim.table, None), []
+    for label, sides in claim.cells(training, dataset):
+        value = sides[0].get("value", claim.value)
+        wanted = sides + [side | claim.gap_at for side in sides if claim.gap_at]
+        rows = [_rows(claim, table, side, experiment) for side in wanted]
+        ours = results.contrast(profile, [(claim.table, side) for side in rows], value)
+        if ours is not None:
+            paper, direction = in_the_paper(claim, sides), claim.directed(ours.low, ours.high, ours.p)
+            run = rows[0].iloc[0]
+            behind = int(run.epochs), int(run.attack_steps)
+            found.append(Comparison(label, paper, ours, UNITS[value], direction, *behind))
+    return found
+
+
+def _rows(claim: Claim, table: Any, side: Mapping[str, Any], experiment: str) -> Any:
+    where = {"experiment": experiment} | {key: one for key, one in side.items() if key != "value"}
+    if where["dataset"] == "cifar10":
+        where["dataset"] = ["cifar10", "cifar10-jpeg"]
+    if claim.budget == "matched" and experiment == HEADLINE:
+        where["matched"] = True
+    value = side.get("value", claim.value)
+    if table.empty:
+        return table.assign(seed=[])
+    if missing := [column for column in (*where, value) if column not in table]:
+        raise ValueError(f"claim {claim.id!r} names {missing}; {claim.table} has {', '.join(table)}")
+    return results.select(table, where).dropna(subset=[value])
+
+
+def in_the_paper(claim: Claim, sides: list[dict[str, Any]]) -> float | None:
+    """The paper's own difference of two sides; None where it gives no number of one."""
+    if not claim.paper or claim.gap_at:
+        return None
+    table = results.paper(*claim.paper)
+    found = [results.select(table, {key: one for key, one in side.items() if key in table}) for side in sides]
+    return float(found[0].accuracy.sum() - found[1].accuracy.sum()) if [*map(len, found)] == [1, 1] else None
