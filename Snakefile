@@ -1,149 +1,99 @@
-# The grid of runs, the chapters and the book. One papermill execution is one job.
+# The grid of runs and the book. One papermill execution is one job.
 #
-#   snakemake -j2 --config profile=laptop                  train and evaluate what is missing, then build the book
-#   snakemake -j2 --config profile=laptop runs=existing    build the book from the results that are there
-#   snakemake -j50 --executor slurm --config profile=paper the same on a cluster, with snakemake-executor-plugin-slurm
+#   snakemake -j2                                           all of profile quick, then its book
+#   snakemake -j2 --config profile=book runs=existing       the book from the results that are there
+#   snakemake -j50 --executor slurm --config profile=paper  a cluster, with snakemake-executor-plugin-slurm
 #
-# Finished work is never repeated, also in a fresh clone, where file dates mean nothing: hence ancient(). Nor is a
-# training that diverged: its file of weights holds none, and what is measured of it are tables without rows.
+# Tables that are there are not asked for, and weights only where a table is missing: results whose weights are not
+# kept cause no training. Outputs are marked update(), so that Snakemake never removes a result before a job: the
+# job finds that it is finished. A training that diverged has a file of weights that holds none.
 
 import os
 from pathlib import Path
 
-from rnlib.modes import statistics_modes
-from study.book import chapters
-from study.experiments.diagnostics import DIAGNOSTICS
-from study.experiments.experiments import other_seed
-from study.runs import ROOT, chosen_runs, diagnosed, grid, read_profile, results_folder, shown
+from study import store
+from study.runs import ROOT, grid, other_seed, results_folder, tables
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
-RUNS = {run.name: run for run in grid(PROFILE)}
-FOLDER = results_folder(PROFILE)  # where the notebooks write
-if FOLDER.is_relative_to(ROOT):
-    FOLDER = FOLDER.relative_to(ROOT)
-RESULT = f"{FOLDER}/{{run}}/evaluations.csv"
-PROBE = f"{FOLDER}/{{run}}/statistics.csv"
 if config.get("runs", "all") not in ("all", "existing"):
     raise ValueError(f"runs is {config['runs']!r}, it must be all or existing")
-WANTED = [RESULT.format(run=name) for name in RUNS]
-HEADLINE = chosen_runs(PROFILE, {})
-WANTED += [PROBE.format(run=run.name) for run in HEADLINE if len(statistics_modes(run.new_model())) > 1]
-WANTED += [f"{FOLDER}/{run.name}/{name}.csv" for run, name in diagnosed(PROFILE)]
-PLANE = f"{FOLDER}/{{run}}/landscape.csv"
-WANTED += [PLANE.format(run=run.name) for run in chosen_runs(PROFILE, read_profile(PROFILE)["landscape"]["runs"])]
-if config.get("runs") == "existing":
-    WANTED = [file for file in WANTED if os.path.exists(file)]
-
-BENCHMARKS = [file for file in ("benchmarks/results.csv",) if os.path.exists(file)]
-
-
-def files(folder):
-    """The files that a page is made from, compiled ones aside."""
-    return [str(path) for path in Path(folder).rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+RUNS = {run.name: run for run in grid(PROFILE)}
+NAME = Path(PROFILE).stem
+FOLDER = results_folder(NAME)  # where the notebooks write
+if FOLDER.is_relative_to(ROOT):
+    FOLDER = FOLDER.relative_to(ROOT)
+WORKERS = {"evaluations": "evaluate", "statistics": "probe", "landscape": "landscape"}
+MEASURED = sorted({table for _, table in tables(PROFILE)} - set(WORKERS))
+WANTED = [f"{FOLDER}/{run.name}/{table}.csv" for run, table in tables(PROFILE)]
+MISSING = [] if config.get("runs") == "existing" else [file for file in WANTED if not os.path.exists(file)]
 
 
-localrules: all, book
+def weights(table=None):
+    """What says which weights a table needs, if it is missing: its run's, and another seed's to set beside them."""
 
-rule all:
+    def needed(wildcards):
+        run, name = RUNS[wildcards.run], table or wildcards.table
+        runs = [run, other_seed(run)] if name == "transfer_between_seeds" else [run]
+        there = os.path.exists(f"{FOLDER}/{run.name}/{name}.csv")
+        return [] if there else [ancient(f"{FOLDER}/{one.name}/{store.WEIGHTS}") for one in runs]
+
+    return needed
+
+
+def command(worker, more=""):
+    """The shell command of a worker."""
+    notebook = f"notebooks/workers/{worker}.ipynb"
+    return f"papermill --no-progress-bar {notebook} {{log.notebook}} {{params.settings}} {more}"
+
+
+localrules: book
+
+rule book:  # without output, as it finds out itself what of it is outdated
     input:
-        WANTED,
-        "_build/html/index.html",
-
-rule book:
-    input:
-        expand(f"_build/chapters/{PROFILE}/{{chapter}}.ipynb", chapter=chapters()),
-        pages=files("book"),
-        code=files("rnlib"),
-        config="_config.yml",
-    output:
-        "_build/html/index.html",
+        MISSING,
     shell:
         f"python -m study.book --profile {PROFILE}"
 
 
-rule chapter:
-    input:
-        notebook="notebooks/{chapter}.ipynb",
-        results=WANTED,
-        others=[file for name in shown(PROFILE)[1:] for file in files(results_folder(name)) if "checkpoint" not in file],
-        code=files("rnlib"),
-        claims="book/claims.yml",
-        benchmarks=lambda wildcards: BENCHMARKS if wildcards.chapter == "performance" else [],
-    output:
-        f"_build/chapters/{PROFILE}/{{chapter}}.ipynb",
-    shell:
-        f"papermill --no-progress-bar {{input.notebook}} {{output}} -p profile {PROFILE}"
-
-
-rule evaluate:
-    input:
-        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
-    output:
-        RESULT,
-    params:
-        settings=lambda wildcards: RUNS[wildcards.run].options,
-    log:
-        notebook=f"_build/runs/{PROFILE}/{{run}}/evaluate.ipynb",
-    shell:
-        "papermill --no-progress-bar notebooks/evaluate.ipynb {log.notebook} {params.settings}"
-
-
-rule probe:
-    input:
-        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
-    output:
-        PROBE,
-    params:
-        settings=lambda wildcards: RUNS[wildcards.run].options,
-    log:
-        notebook=f"_build/runs/{PROFILE}/{{run}}/probe.ipynb",
-    shell:
-        "papermill --no-progress-bar notebooks/probe.ipynb {log.notebook} {params.settings}"
-
-
-def diagnosed_weights(wildcards):
-    """The weights that a diagnostic looks at: those of its run, and of another seed where it sets two together."""
-    runs = [RUNS[wildcards.run]]
-    runs += [other_seed(run) for run in runs if wildcards.diagnostic == "independent"]
-    return [ancient(f"{FOLDER}/{run.name}/weights.safetensors") for run in runs]
-
-
-rule diagnose:
-    input:
-        weights=diagnosed_weights,
-    output:
-        f"{FOLDER}/{{run}}/{{diagnostic}}.csv",
-    params:
-        settings=lambda wildcards: RUNS[wildcards.run].options,
-    wildcard_constraints:
-        diagnostic="|".join(DIAGNOSTICS),
-    log:
-        notebook=f"_build/runs/{PROFILE}/{{run}}/{{diagnostic}}.ipynb",
-    shell:
-        "papermill --no-progress-bar notebooks/diagnose.ipynb {log.notebook} {params.settings}"
-        " -p diagnostic {wildcards.diagnostic}"
-
-
-rule landscape:
-    input:
-        weights=ancient(f"{FOLDER}/{{run}}/weights.safetensors"),
-    output:
-        PLANE,
-    params:
-        settings=lambda wildcards: RUNS[wildcards.run].options,
-    log:
-        notebook=f"_build/runs/{PROFILE}/{{run}}/landscape.ipynb",
-    shell:
-        "papermill --no-progress-bar notebooks/landscape.ipynb {log.notebook} {params.settings}"
-
-
 rule train:
     output:
-        f"{FOLDER}/{{run}}/weights.safetensors",
+        update(f"{FOLDER}/{{run}}/{store.WEIGHTS}"),
     params:
         settings=lambda wildcards: RUNS[wildcards.run].options,
     log:
-        notebook=f"_build/runs/{PROFILE}/{{run}}/train.ipynb",
+        notebook=f"_build/runs/{NAME}/{{run}}/train.ipynb",
     shell:
-        "papermill --no-progress-bar notebooks/train.ipynb {log.notebook} {params.settings}"
+        command("train")
+
+
+rule measure:
+    input:
+        weights(),
+    output:
+        update(f"{FOLDER}/{{run}}/{{table}}.csv"),
+    wildcard_constraints:
+        table="|".join(MEASURED) or "(?!)",
+    params:
+        settings=lambda wildcards: RUNS[wildcards.run].options,
+    log:
+        notebook=f"_build/runs/{NAME}/{{run}}/{{table}}.ipynb",
+    shell:
+        command("measure", "-p measurement {wildcards.table}")
+
+
+for table, worker in WORKERS.items():
+
+    rule:
+        name:
+            worker
+        input:
+            weights(table),
+        output:
+            update(f"{FOLDER}/{{run}}/{table}.csv"),
+        params:
+            settings=lambda wildcards: RUNS[wildcards.run].options,
+        log:
+            notebook=f"_build/runs/{NAME}/{{run}}/{worker}.ipynb",
+        shell:
+            command(worker)

@@ -1,50 +1,55 @@
-"""The pages of the book that describe the library, made from its docstrings with Sphinx's autodoc."""
+"""The pages of the book that describe the library: read from its code, which Sphinx alone imports."""
 
-import inspect
-from types import ModuleType
+import ast
+from functools import cache
+from pathlib import Path
 
-import rnlib
 from study.runs import ROOT
+
+LIBRARY = ROOT / "rnlib"
+
+
+@cache
+def definitions(module: str) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    """The public classes and functions of a module of rnlib, by name, in its order."""
+    body = ast.parse((LIBRARY / f"{module}.py").read_text()).body
+    found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return {node.name: node for node in found if not node.name.startswith("_")}
 
 
 def modules() -> list[str]:
-    """Dotted names of the modules of rnlib that the reference has a page for, sorted."""
-    paths = (path.relative_to(ROOT).with_suffix("") for path in (ROOT / "rnlib").rglob("[!_]*.py"))
-    return sorted(".".join(path.parts) for path in paths)
+    """The modules of rnlib that the reference has a page for, sorted."""
+    return sorted(path.stem for path in LIBRARY.glob("[!_]*.py"))
 
 
-def documented(module: ModuleType) -> dict[str, str]:
-    """Public functions and classes of rnlib in a module, by name: ``function`` or ``class``."""
-    found = {}
-    for name, member in vars(module).items():
-        kind = "class" if inspect.isclass(member) else "function" if inspect.isfunction(member) else ""
-        if kind and not name.startswith("_") and member.__module__.startswith("rnlib."):
-            found[name] = kind
-    return found
+def exported() -> dict[str, str]:
+    """The classes and functions that ``import rnlib`` offers, each with the module that defines it."""
+    body = ast.parse((LIBRARY / "__init__.py").read_text()).body
+    names = {alias.name for node in body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return {name: module for module in modules() for name in definitions(module) if name in names}
 
 
-def module_page(module: ModuleType) -> str:
+def module_page(module: str) -> str:
     """MyST page of a module: its docstring, then what it defines, under both of the names that lead to it."""
-    name = module.__name__
-    lines = [f"# {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :no-members:"]
-    if getattr(rnlib, name.removeprefix("rnlib."), module) is not module:
+    lines = [f"# rnlib.{module}", "", "```{eval-rst}", f".. automodule:: rnlib.{module}", "   :no-members:"]
+    if module in exported():
         lines.append("   :no-index:")  # rnlib.evaluate is also a function, and the name can lead to one only
-    for key, kind in documented(module).items():
-        member = getattr(module, key)
-        if member.__module__ != name:
-            continue
-        if getattr(rnlib, key, None) is member:
-            lines += ["", ".. py:currentmodule:: rnlib", "", f".. py:{kind}:: {key}"]
+    for name, node in definitions(module).items():
+        kind = "class" if isinstance(node, ast.ClassDef) else "function"
+        if exported().get(name) == module:
+            lines += ["", ".. py:currentmodule:: rnlib", "", f".. py:{kind}:: {name}"]
             lines += ["   :no-typesetting:", "   :no-index-entry:"]
-        lines += ["", f".. auto{kind}:: {name}.{key}"]
+        lines += ["", f".. auto{kind}:: rnlib.{module}.{name}"]
     return "\n".join([*lines, "```", ""])
 
 
-def overview() -> str:
-    """MyST list of what ``import rnlib`` offers, each with the first sentence of its docstring."""
-    items = [f"- :py:obj:`rnlib.{name}`: {_summary(getattr(rnlib, name))}" for name in documented(rnlib)]
-    return "\n".join(["", "```{eval-rst}", *items, "```", ""])
-
-
-def _summary(member: object) -> str:
-    return " ".join((inspect.getdoc(member) or "").partition("\n\n")[0].split())
+def write(folder: Path) -> None:
+    """Write a page for each module, and append what ``import rnlib`` offers to the index."""
+    for module in modules():
+        (folder / f"rnlib.{module}.md").write_text(module_page(module))
+    items = []
+    for name, module in sorted(exported().items()):
+        summary = (ast.get_docstring(definitions(module)[name]) or "").partition("\n\n")[0]
+        items.append(f"- :py:obj:`rnlib.{name}`: {' '.join(summary.split())}")
+    with (folder / "index.md").open("a") as index:
+        index.write("\n".join(["", "```{eval-rst}", *items, "```", ""]))

@@ -1,7 +1,10 @@
 """The parameters of a notebook, checked: papermill only warns of a name that it does not know."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 from typing import Any
+
+from study.runs import Run, make_run
 
 VALUES = (type(None), bool, int, float, str, list, tuple, dict)
 KERNEL = {"In", "Out"}  # the only plain values that a fresh kernel defines without an underscore
@@ -24,3 +27,13 @@ def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str
             f"unknown parameter {', '.join(unknown)}; this notebook takes {', '.join(sorted(known))}"
         )
     return given
+
+
+def chosen_run(namespace: Mapping[str, Any], *others: str) -> tuple[Run, dict[str, Any]]:
+    """The run that a worker was given the settings of, and its other parameters by name.
+
+    Raises:
+        ValueError: an unknown parameter, or a setting of a wrong type or value (what is allowed is said).
+    """
+    given = parameters(namespace, [*(field.name for field in fields(Run)), *others])
+    return make_run(**{name: given.pop(name) for name in list(given) if name not in others}), given

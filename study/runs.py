@@ -7,11 +7,12 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args
 
 import yaml
 
@@ -24,6 +25,19 @@ COMPUTATION = ("precision", "compile", "channels_last", "snapshots")
 HEADLINE = "headline"
 MATCHED_EPOCHS = {"natural": 100, "adversarial": 40}
 PAPER_DROP = 120 / 164  # the share of the epochs after which the paper divides the learning rate by ten
+BATCH_SIZE = 100  # of test images, wherever weights are measured
+# What a setting may be, by its type (or name): in words, and as a test.
+KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
+    "seed": ("a whole number from 0 up", lambda value: type(value) is int and value >= 0),
+    int: ("a whole number from 1 up", lambda value: type(value) is int and value >= 1),
+    float: ("a number", lambda value: type(value) in (int, float)),
+    bool: ("True or False", lambda value: type(value) is bool),
+    str: ("a name", lambda value: type(value) is str),
+    tuple[int, ...]: (
+        "a list of whole numbers",
+        lambda value: type(value) is tuple and all(type(one) is int for one in value),
+    ),
+}
 
 
 def results_folder(profile: str) -> Path:
@@ -84,27 +98,41 @@ class Run:
     snapshots: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("milestones", "snapshots"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for field in fields(self):
+            value, optional = getattr(self, field.name), isinstance(field.type, UnionType)
+            value = tuple(value) if isinstance(value, list) else value
+            kind = get_args(field.type)[0] if optional else field.type
+            words, fits = KINDS[field.name if field.name in KINDS else kind]
+            if not (optional and value is None) and not fits(value):
+                raise ValueError(f"{field.name} is {value!r}, it must be {words}")
+            object.__setattr__(self, field.name, value)
         if any(not 1 <= epoch <= self.epochs for epoch in self.snapshots):
             raise ValueError(f"snapshots is {self.snapshots}, it must name epochs from 1 to {self.epochs}")
+
+    @property
+    def _other(self) -> dict[str, Any]:
+        """The settings of what is trained that are neither in the name nor the profile's."""
+        usual = asdict(make_run(**{key: getattr(self, key) for key in IDENTITY}))
+        here = {key: value for key, value in asdict(self).items() if key not in COMPUTATION}
+        return {key: value for key, value in here.items() if usual[key] != value}
 
     @property
     def name(self) -> str:
         """Name of the folder: what is trained, and a hash where other settings are not the profile's."""
         norm = self.norm if self.p is None else f"{self.norm}-p{self.p:g}"
         parts = [self.dataset, self.architecture, norm, self.training, f"seed{self.seed}"]
-        if self.experiment != HEADLINE:
-            parts.append(self.experiment)
-        usual = _settings({key: getattr(self, key) for key in IDENTITY})
-        if any(usual[key] != value for key, value in asdict(self).items() if key not in COMPUTATION):
-            parts.append(self.hash[:6])
+        parts += [self.experiment] * (self.experiment != HEADLINE) + [self.hash[:6]] * bool(self._other)
         return "_".join(parts)
 
     @property
     def options(self) -> str:
-        """The settings that name the run, as options of papermill."""
-        return " ".join(f"-p {key} {value}" for key in IDENTITY if (value := getattr(self, key)) is not None)
+        """The settings that tell the run from others, as options of papermill."""
+        chosen = {key: getattr(self, key) for key in IDENTITY} | self._other
+        return " ".join(
+            f"-y '{key}: {list(value)}'" if isinstance(value, tuple) else f"-p {key} {value}"
+            for key, value in chosen.items()
+            if value is not None
+        )
 
     @property
     def hash(self) -> str:
@@ -134,10 +162,9 @@ DEFAULTS = {field.name: field.default for field in fields(Run) if field.default 
 @cache
 def read_profile(profile: str) -> dict[str, Any]:
     """The contents of ``study/profiles/<profile>.yml``, or of the file that a path ending in .yml names."""
-    if profile in PROFILES:
-        return yaml.safe_load((ROOT / "study" / "profiles" / f"{profile}.yml").read_text())
-    if profile.endswith(".yml") and Path(profile).is_file():
-        return yaml.safe_load(Path(profile).read_text())
+    path = ROOT / "study" / "profiles" / f"{profile}.yml" if profile in PROFILES else Path(str(profile))
+    if path.suffix == ".yml" and path.is_file():
+        return yaml.safe_load(path.read_text())
     raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}, or the path of a .yml file")
 
 
@@ -155,12 +182,13 @@ def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
     budgets = {key: experiment.pop(key, {}) for key in TRAININGS}
     settings = DEFAULTS | {"norm": norm, "training": training, "seed": 0}
     settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
-    settings |= experiment | budgets[training] | chosen
-    return settings | {name: tuple(settings[name]) for name in ("milestones", "snapshots")}
+    return settings | experiment | budgets[training] | chosen
 
 
 def make_run(profile: str, **chosen: Any) -> Run:
     """The run of a profile with some settings chosen; None stands for the profile's value.
+
+    Of the profile's snapshots those are left that a chosen number of epochs reaches.
 
     Raises:
         ValueError: an unknown profile or setting (all known ones are named), or a value that does not fit.
@@ -168,7 +196,11 @@ def make_run(profile: str, **chosen: Any) -> Run:
     known = [field.name for field in fields(Run)]
     if unknown := sorted(set(chosen) - set(known)):
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
-    return Run(**_settings({"profile": profile, **chosen}))
+    settings = _settings({"profile": profile, **chosen})
+    run, kept = Run(**settings | {"snapshots": ()}), settings["snapshots"]
+    if chosen.get("snapshots") is None:
+        kept = [epoch for epoch in kept if epoch <= run.epochs]
+    return replace(run, snapshots=kept)
 
 
 @cache
@@ -176,18 +208,19 @@ def grid(profile: str) -> tuple[Run, ...]:
     """All runs of a profile, in the order of its file, which is that of need."""
     runs: list[Run] = []
     for block in read_profile(profile)["grid"]:
-        values = [value if isinstance(value, list) else [value] for value in block.values()]
-        runs += [
-            make_run(profile, **dict(zip(block, choice, strict=True)))
-            for choice in itertools.product(*values)
-        ]
+        choices = itertools.product(*map(_listed, block.values()))
+        runs += [make_run(profile, **dict(zip(block, choice, strict=True))) for choice in choices]
     return tuple(dict.fromkeys(runs))
 
 
-def chosen_runs(profile: str, where: Mapping[str, list[Any]]) -> list[Run]:
+def chosen_runs(profile: str, where: Mapping[str, Any]) -> list[Run]:
     """The runs of a profile whose settings are among those listed; of the headline, if no experiment is."""
-    where = {"experiment": [HEADLINE]} | dict(where)
-    return [run for run in grid(profile) if all(getattr(run, key) in values for key, values in where.items())]
+    wanted = {key: _listed(value) for key, value in ({"experiment": HEADLINE} | dict(where)).items()}
+    return [run for run in grid(profile) if all(getattr(run, key) in wanted[key] for key in wanted)]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def measured(profile: str) -> list[tuple[Run, str]]:
@@ -199,3 +232,22 @@ def measured(profile: str) -> list[tuple[Run, str]]:
         for name in block["names"]
     ]
     return list(dict.fromkeys(pairs))
+
+
+def tables(profile: str) -> list[tuple[Run, str]]:
+    """All that a profile measures: its runs, each with the name of a table, ``<name>.csv`` in its folder."""
+    pairs = [(run, "evaluations") for run in grid(profile)]
+    for name in ("statistics", "landscape"):
+        pairs += [(run, name) for run in chosen_runs(profile, read_profile(profile)[name]["runs"])]
+    return pairs + measured(profile)
+
+
+def other_seed(run: Run) -> Run:
+    """The run whose weights are independent of a run's: its next seed."""
+    return replace(run, seed=run.seed + 1)
+
+
+def evaluation_images(run: Run) -> int:
+    """How many test images a run is measured on; a profile may name fewer for an experiment."""
+    evaluation = read_profile(run.profile)["evaluation"]
+    return evaluation.get("fewer_images", {}).get(run.experiment, evaluation["images"])

@@ -35,8 +35,8 @@ class DamagedFile(ValueError):
 
 
 def unfinished(table: str) -> str:
-    """The file with the rows that a table of measurements has so far, only while a run is at work."""
-    return f"checkpoint-{table}.csv"
+    """The file with what has been measured so far of a table, only while a run is at work."""
+    return f"checkpoint-{table}.pt"
 
 
 def snapshot(epoch: int) -> str:
@@ -50,11 +50,16 @@ def checksum(path: Path) -> str:
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
-    """Let ``writer`` write a temporary file (same suffix, same folder), then rename it to ``path``."""
+    """Let ``writer`` write a temporary file (same suffix, same folder), then rename it to ``path``.
+
+    It gets the rights that new files have, whatever those are that the writer gave it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         writer(temporary)
+        os.umask(mask := os.umask(0))  # there is no other way to ask for it
+        temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -110,9 +115,14 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def as_json(value: Any) -> Callable[[Path], Any]:
+    """A writer of JSON, indented for reading."""
+    return lambda file: file.write_text(json.dumps(value, indent=2) + "\n")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """JSON, indented for reading."""
-    write(path, lambda file: file.write_text(json.dumps(value, indent=2) + "\n"))
+    """:func:`write` JSON."""
+    write(path, as_json(value))
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

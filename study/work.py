@@ -1,33 +1,50 @@
-"""What the worker notebooks do: train a run and evaluate it. Both resume, and finished work is never
-repeated.
-"""
+"""What the worker notebooks do: train a run, measure its weights. All resume, and repeat nothing finished."""
 
 import platform
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
+from functools import partial
+from time import perf_counter
 from typing import Any
 
+import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 import rnlib
-from rnlib.attacks import Attack
-from rnlib.data import Dataset, load, test_order
-from rnlib.evaluate import Evaluation, evaluate
-from rnlib.modes import statistics_modes
+from rnlib.data import Dataset
+from rnlib.statistics import statistics_modes
+from rnlib.train import TrainingDiverged, fit
 from study import store
-from study.runs import IDENTITY, ROOT, Run, attack_suite, read_profile
-from rnlib.train import History, TrainingDiverged, fit
+from study.experiments import EVERY_NORM, MEASUREMENTS, Experiment
+from study.experiments.channel_statistics import channel_statistics
+from study.experiments.evaluations import evaluations
+from study.experiments.landscape import landscape, sharpness
+from study.experiments.subject import Found, Subject
+from study.networks import new_model, test_set, trained_model, training_set, training_settings
+from study.runs import ROOT, Run, read_profile
 
-BATCH_SIZE = 100  # of test images, wherever weights are measured
+Row = dict[str, Any]
 
 
-def default_device() -> str:
-    """``"cuda"`` if there is one, else ``"cpu"``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _ignore(news: Any = None) -> None:
+    """What is called with news if nobody wants them."""
+
+
+def chosen_device(device: str | None) -> str:
+    """The device that is named; without a name ``"cuda"`` if there is one, else ``"cpu"``.
+
+    Raises:
+        ValueError: no name of a device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device is {device!r}, it must be cpu, cuda, cuda:1, mps, ...") from error
 
 
 def device_name(device: str) -> str:
@@ -42,177 +59,168 @@ def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
     """What a result can be traced to: settings, data, code and machine.
 
     ``config_hash`` is the one in the run's ``config.json``: a run of today has settings that were not there
-    when an older one was trained.
+    when an older one was trained. A ``revision`` that ends in ``-dirty`` had changes that no commit has.
     """
     trained = store.read_config(run).get("provenance", {})
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True
-    )
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "config_hash": trained.get("config_hash", run.hash),
         "fingerprint": dataset.fingerprint,
         "rnlib": rnlib.__version__,
-        "revision": git.stdout.strip() or "unknown",
-        "torch": torch.__version__,
+        "revision": revision or "unknown",
+        "torch": str(torch.__version__),  # a class of its own, which a checkpoint may not hold
         "device": device_name(device),
         "threads": torch.get_num_threads(),
     }
-
-
-def training_set(run: Run) -> Dataset:
-    """The images that a run is trained on."""
-    dataset = load(run.dataset, "train")
-    return (
-        dataset if run.train_images is None else dataset.subset(test_order(len(dataset))[: run.train_images])
-    )
-
-
-def test_set(run: Run, images: int) -> Dataset:
-    """The first ``images`` of the test set in its fixed, class-mixed order."""
-    dataset = load(run.dataset, "test")
-    return dataset.subset(test_order(len(dataset))[:images])
 
 
 def train_run(
     run: Run,
     *,
     device: str | None = None,
-    on_epoch: Callable[[History], None] = lambda history: None,
-    on_step: Callable[[], None] = lambda: None,
-) -> History:
-    """Train a run unless that is done; settings, history and weights go to its directory.
+    on_epoch: Callable[[list[Row]], None] = _ignore,
+    on_step: Callable[[], None] = _ignore,
+) -> pd.DataFrame:
+    """Train a run unless that is done; settings, history and weights go to its folder.
 
     A training that diverges is a result, and not tried again: ``diverged.json`` says where, and the file of
     weights, which says that training is done, holds none.
 
-    Raises:
-        ValueError: the directory holds a run with other settings.
-    """
-    device = device or default_device()
-    directory = run.directory
-    store.read_config(run)
-    if (directory / store.WEIGHTS).exists():
-        return store.read_rows(directory / store.HISTORY)
-    dataset = training_set(run)
-    origin = provenance(run, dataset, device) | {"config_hash": run.hash}  # of the settings beside it
-    store.write_json(directory / store.CONFIG, {"settings": asdict(run), "provenance": origin})
-
-    def keep(history: History) -> None:
-        store.write_rows(directory / store.HISTORY, history)
-        if history and (epoch := int(history[-1]["epoch"])) in run.snapshots:
-            _save(model, directory / store.snapshot(epoch))
-        on_epoch(history)
-
-    model = run.new_model()
-    try:
-        history = fit(
-            model, dataset, run.settings(), validation=test_set(run, run.validation_images),
-            checkpoint=directory / store.CHECKPOINT, device=device, on_epoch=keep, on_step=on_step,
-        )  # fmt: skip
-        keep(history)  # also after a resume that had nothing left to do
-        _save(model, directory / store.WEIGHTS)
-    except TrainingDiverged as error:
-        history = error.history
-        found = {"epoch": error.epoch, "step": error.step, "message": str(error)}
-        found |= {"provenance": provenance(run, dataset, device)}
-        store.write_json(directory / store.DIVERGED, found)
-        _save(nn.Module(), directory / store.WEIGHTS)
-    (directory / store.CHECKPOINT).unlink(missing_ok=True)
-    return history
-
-
-def _save(model: nn.Module, path: Path) -> None:
-    tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    store.write(path, lambda file: save_file(tensors, file))
-
-
-def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
-    """The network of a finished run, in evaluation mode.
-
     Args:
-        epoch: one of the run's snapshots; None is the end of training.
-
-    Raises:
-        FileNotFoundError: the run is not trained yet; the message says how to.
-        ValueError: training diverged, no snapshot was kept of that epoch (those that were are named), or the
-            directory holds a run with other settings.
-    """
-    store.read_config(run)
-    if epoch is None and store.has_diverged(run):
-        raise ValueError(f"training of {run.name} diverged, it has no weights: see {store.DIVERGED}")
-    if epoch is not None and epoch not in run.snapshots:
-        raise ValueError(f"epoch is {epoch}, {run.name} keeps snapshots of {run.snapshots}")
-    path = run.directory / (store.WEIGHTS if epoch is None else store.snapshot(epoch))
-    if not path.exists():
-        command = f"papermill notebooks/train.ipynb out.ipynb {run.options}"
-        raise FileNotFoundError(f"{run.name} is not trained: {command}")
-    model = run.new_model()
-    model.load_state_dict(load_file(path))
-    return model.to(memory_format=torch.channels_last).eval()
-
-
-def evaluate_run(
-    run: Run,
-    *,
-    device: str | None = None,
-    on_evaluation: Callable[[Evaluation], None] = lambda evaluation: None,
-) -> list[dict[str, Any]]:
-    """Evaluate a run's weights in every statistics mode, clean and under the paper's attacks, unless that
-    is done.
-
-    What an interrupted evaluation has measured is not measured again.
+        on_epoch: called after each epoch with the history so far, a record each.
+        on_step: called after each step.
 
     Returns:
-        The rows of ``evaluations.csv``; none if training diverged.
+        The history, one row an epoch.
 
     Raises:
-        FileNotFoundError: the run is not trained.
-        ValueError: its directory holds a run with other settings.
+        ValueError: a setting that does not fit, or the folder holds a run with other settings.
     """
-    finished, unfinished = run.directory / store.EVALUATIONS, run.directory / store.unfinished("evaluations")
-    if (there := store.finished_rows(run, finished)) is not None:
+    model, settings, device = new_model(run), training_settings(run), chosen_device(device)
+    folder = run.directory
+    store.read_config(run)
+    if (folder / store.WEIGHTS).exists() or store.has_diverged(run):
+        return store.read_table(folder / store.HISTORY)
+    dataset = training_set(run)
+    origin = provenance(run, dataset, device) | {"config_hash": run.hash}  # of the settings beside it
+    store.keep(folder / store.CONFIG, store.as_json({"settings": asdict(run), "provenance": origin}))
+
+    def keep_weights(model: nn.Module, name: str) -> None:
+        tensors = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+        store.keep(folder / name, partial(save_file, tensors), origin)
+
+    def after_epoch(history: list[Row]) -> None:
+        if history and (epoch := int(history[-1]["epoch"])) in run.snapshots:
+            keep_weights(model, store.snapshot(epoch))
+        on_epoch(history)
+
+    diverged: TrainingDiverged | None = None
+    try:
+        history = fit(
+            model,
+            dataset,
+            settings,
+            validation=test_set(run, run.validation_images),
+            checkpoint=folder / store.CHECKPOINT,
+            device=device,
+            on_epoch=after_epoch,
+            on_step=on_step,
+        )
+    except TrainingDiverged as error:
+        diverged, history = error, error.history
+    store.keep_rows(folder / store.HISTORY, [record | origin for record in history])
+    if diverged:
+        found = {"epoch": diverged.epoch, "step": diverged.step, "message": str(diverged)}
+        store.keep(folder / store.DIVERGED, store.as_json(found | {"provenance": origin}))
+    keep_weights(nn.Module() if diverged else model, store.WEIGHTS)  # last, for it says that training is done
+    (folder / store.CHECKPOINT).unlink(missing_ok=True)
+    return store.read_table(folder / store.HISTORY)
+
+
+def evaluate_run(run: Run, **options: Any) -> pd.DataFrame:
+    """``evaluations.csv``: accuracy clean and under the paper's attacks. All else as :func:`measure_run`."""
+    return _table(run, "evaluations", evaluations, test_set, **options)
+
+
+def probe_run(run: Run, **options: Any) -> pd.DataFrame:
+    """``statistics.csv``: batches against tracked statistics. All else as :func:`measure_run`."""
+    images = read_profile(run.profile)["statistics"]["images"]
+    return _table(run, "statistics", channel_statistics, partial(test_set, images=images), **options)
+
+
+def plane_run(run: Run, **options: Any) -> pd.DataFrame:
+    """``landscape.csv``, and beside it ``sharpness.csv``. All else as :func:`measure_run`."""
+    _table(run, "sharpness", sharpness, training_set, **options)
+    return _table(run, "landscape", landscape, training_set, **options)
+
+
+def measure_run(run: Run, name: str, **options: Any) -> pd.DataFrame:
+    """Measure a trained run unless that is done. What was measured before an interruption is not repeated.
+
+    Args:
+        name: one of :data:`study.experiments.MEASUREMENTS`.
+        device: where to compute; the GPU if there is one.
+        on_cell: called with the first row of each cell that is measured.
+
+    Returns:
+        The rows of ``<name>.csv``, and their provenance; none if training diverged. The outcomes of images
+        lie beside it in ``<name>.npz``.
+
+    Raises:
+        ValueError: unknown name or device, a run without batch statistics, or its folder holds one with other
+            settings, or files that are damaged.
+        FileNotFoundError: the weights are not there; the message has the command that makes them.
+    """
+    if name not in MEASUREMENTS:
+        raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
+    return _table(run, name, MEASUREMENTS[name], test_set, **options)
+
+
+def _table(
+    run: Run,
+    name: str,
+    experiment: Experiment,
+    images: Callable[[Run], Dataset],
+    *,
+    device: str | None = None,
+    on_cell: Callable[[Row], None] = _ignore,
+) -> pd.DataFrame:
+    path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
+    device = chosen_device(device)
+    if (there := store.finished(run, path)) is not None:
         return there
-    device = device or default_device()
-    dataset = test_set(run, read_profile(run.profile)["evaluation"]["images"])
-    model, origin = trained_model(run), provenance(run, dataset, device)
-    rows, correct = store.read_rows(unfinished), store.read_correct(run.directory / store.CORRECT)
-    done = {(row["statistics"], row["attack"]) for row in rows}
-    attacks: dict[str, Attack | None] = {"clean": None, **attack_suite(run)}
-    for mode in statistics_modes(model):
-        for name, attack in attacks.items():
-            if (mode, name) in done:
-                continue
-            (evaluation,) = evaluate(
-                model, dataset, {name: attack}, statistics=[mode], batch_size=BATCH_SIZE, device=device
-            )
-            correct[f"{mode}/{name}"] = evaluation.correct.numpy()
-            rows.append(_row(run, evaluation, attack) | origin)
-            store.write_correct(run.directory / store.CORRECT, correct)
-            store.write_rows(unfinished, rows)  # after the outcomes: its rows say what is done
-            on_evaluation(evaluation)
-    unfinished.rename(finished)
-    return rows
+    subject = Subject(run, trained_model(run).to(device), images(run), device)
+    if experiment not in (evaluations, *EVERY_NORM) and "batch" not in statistics_modes(subject.model):
+        raise ValueError(f"{run.name} has no batch statistics: {name} would be the same in both modes")
+    origin = provenance(run, subject.images, device)
+    done: dict[str, tuple[list[Row], Tensor | None]] = torch.load(unfinished) if unfinished.exists() else {}
+    start = perf_counter()
+    for cell, outcome in experiment(subject):
+        if (key := "/".join(map(str, cell.values()))) in done:
+            continue
+        rows, correct = _rows(outcome())
+        # A row may say that its images were others; the first seconds hold what the experiment prepared.
+        shared, start = (
+            {} if correct is None else {"seconds": round(perf_counter() - start, 2)},
+            perf_counter(),
+        )
+        rows = [{**cell, **row, **shared, **origin, **row} for row in rows]
+        done[key] = rows, correct
+        store.write(unfinished, partial(torch.save, done))
+        on_cell(rows[0])
+    outcomes = {key: correct.numpy() for key, (_, correct) in done.items() if correct is not None}
+    if outcomes:
+        store.keep(path.with_suffix(".npz"), store.pack(outcomes))
+    store.keep_rows(path, [row for rows, _ in done.values() for row in rows])
+    unfinished.unlink(missing_ok=True)
+    return store.read_table(path)
 
 
-def _row(run: Run, evaluation: Evaluation, attack: Attack | None) -> dict[str, Any]:
-    keys = (*IDENTITY, "epochs")
-    eps = getattr(attack, "eps", getattr(attack, "std", None))
-    n, correct = len(evaluation.correct), int(evaluation.correct.sum())
-    return {
-        "run": run.name,
-        **{key: getattr(run, key) for key in keys},
-        "statistics": evaluation.statistics,
-        "attack": evaluation.attack,
-        "eps": (
-            None if eps is None else " ".join(f"{e:.6g}" for e in (eps if isinstance(eps, tuple) else (eps,)))
-        ),
-        "eps_unit": None if eps is None else "pixel (0 to 1)",
-        "steps": getattr(attack, "steps", None),
-        "batch_size": BATCH_SIZE,
-        "n": n,
-        "correct": correct,
-        "accuracy": 100 * correct / n,
-        "loss": evaluation.loss,
-        "distance": evaluation.distance.mean().item(),
-        "seconds": round(evaluation.seconds, 2),
-    }
+def _rows(found: Found) -> tuple[list[Row], Tensor | None]:
+    """The rows of a cell, and which images were classified correctly."""
+    if isinstance(found, list):
+        return found, None
+    values, correct = ({}, found) if isinstance(found, Tensor) else found
+    n, hits = len(correct), int(correct.sum())
+    return [values | {"n": n, "correct": hits, "accuracy": 100 * hits / n}], correct

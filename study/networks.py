@@ -1,0 +1,117 @@
+"""The network and the images of a run: what its settings mean."""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import partial
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rnlib.attacks import PGD, Attack, paper_eps
+from rnlib.data import STATISTICS, Dataset, load, test_order
+from rnlib.models import resnet, vgg
+from rnlib.norms import NORMS
+from rnlib.train import Training
+from study import norm_propagation, released, store
+from study.runs import Run, evaluation_images
+
+# What only this study has, beside the norms and architectures of rnlib.
+STUDY_NORMS = released.NORMS | norm_propagation.NORMS
+STUDY_ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"resnet_released50": released.resnet_released50}
+
+
+def _check(name: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+
+
+def new_model(run: Run) -> nn.Module:
+    """The network with weights drawn from the seed, without touching the global random state.
+
+    Raises:
+        ValueError: unknown data set, architecture or norm (those known are named), or p for a norm without.
+    """
+    _check("dataset", run.dataset, STATISTICS)
+    _check("norm", run.norm, dict.fromkeys([*NORMS, *STUDY_NORMS]))
+    mean, std = STATISTICS[run.dataset]
+    given = {"p": run.p, "width": run.width}
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(run.seed)  # torch.manual_seed seeds GPUs as well
+        model = _architecture(run.architecture)(
+            STUDY_NORMS.get(run.norm, run.norm),
+            num_classes=100 if run.dataset == "cifar100" else 10,
+            in_channels=len(mean),
+            mean=mean,
+            std=std,
+            **{key: value for key, value in given.items() if value is not None},
+        )
+        return norm_propagation.reparametrize(model)
+
+
+def _architecture(name: str) -> Callable[..., nn.Module]:
+    if found := re.fullmatch(r"(resnet|vgg)(\d+)", name):
+        return partial({"resnet": resnet, "vgg": vgg}[found[1]], int(found[2]))
+    _check(
+        "architecture",
+        name,
+        ["resnet<depth> such as resnet20", "vgg<depth> such as vgg11", *STUDY_ARCHITECTURES],
+    )
+    return STUDY_ARCHITECTURES[name]
+
+
+def training_settings(run: Run) -> Training:
+    """The settings of :func:`rnlib.fit`.
+
+    Raises:
+        ValueError: one that does not fit.
+    """
+    attack: Attack | None = None
+    if run.training == "adversarial":
+        eps = paper_eps(run.dataset, run.eps)
+        attack = PGD(eps, steps=run.attack_steps, step_size=tuple(run.attack_step * e for e in eps))
+    shared = {field.name for field in fields(Training)} - {"attack"}
+    return Training(attack=attack, **{name: getattr(run, name) for name in shared})
+
+
+def training_set(run: Run) -> Dataset:
+    """The images that a run is trained on."""
+    dataset = load(run.dataset, "train")
+    return dataset if run.train_images is None else mixed(dataset, run.train_images)
+
+
+def test_set(run: Run, images: int | None = None) -> Dataset:  # noqa: PT028
+    """The first test images in their fixed, class-mixed order; None: as many as the profile measures."""
+    return mixed(load(run.dataset, "test"), evaluation_images(run) if images is None else images)
+
+
+def mixed(dataset: Dataset, images: int, seed: int = 0) -> Dataset:
+    """Some images of a set, of all its classes: the first of a fixed permutation."""
+    return dataset.subset(test_order(len(dataset), seed)[:images])
+
+
+def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
+    """The network of a finished run, on the CPU and in evaluation mode.
+
+    Args:
+        epoch: one of the run's snapshots; None is the end of training.
+
+    Raises:
+        FileNotFoundError: the weights are not there; the message has the command that makes them.
+        ValueError: training diverged, no snapshot is kept of that epoch (those that are are named), the file
+            is damaged, or the folder holds a run with other settings.
+    """
+    model = new_model(run)
+    store.read_config(run)
+    if epoch is None and store.has_diverged(run):
+        raise ValueError(f"training of {run.name} diverged, it has no weights: see {store.DIVERGED}")
+    if epoch is not None and epoch not in run.snapshots:
+        raise ValueError(f"epoch is {epoch}, {run.name} keeps snapshots of {run.snapshots}")
+    path = run.directory / (store.WEIGHTS if epoch is None else store.snapshot(epoch))
+    if not path.exists():
+        command = f"papermill notebooks/workers/train.ipynb out.ipynb {run.options}"
+        raise FileNotFoundError(f"{path} is not there (most weights are not kept); make it with: {command}")
+    store.check(path)
+    model.load_state_dict(load_file(path))
+    return model.to(memory_format=torch.channels_last).eval()
