@@ -16,8 +16,18 @@ from benchmarks import measure
 from benchmarks.measure import Line
 
 # Each is a module of this package, imported when it is measured: no row needs what another one needs.
-ROWS = ("norms", "memory", "training", "attacks", "evaluation", "landscape", "grid", "papermill", "scaling",
-        "profiles")  # fmt: skip
+ROWS = (
+    "norms",
+    "memory",
+    "training",
+    "attacks",
+    "evaluation",
+    "landscape",
+    "grid",
+    "papermill",
+    "scaling",
+    "profiles",
+)
 RESULTS = Path(__file__).with_name("results.csv")
 # glibc hands blocks of a few megabytes back to the system as soon as they are free, and a loop over one layer
 # then spends most of its time on page faults (0.6 ms for 8 MB). Within a network they are less than 2%: there
@@ -87,11 +97,15 @@ def main() -> None:
     torch.set_num_threads(1)
     output = options.output or (Path("_build/benchmarks-smoke.csv") if options.smoke else RESULTS)
     kept = os.environ.get("GLIBC_TUNABLES") == KEEP_MEMORY
-    print(f"{measure.machine()}; Python {platform.python_version()}, torch {torch.__version__}, "
-          f"numpy {np.__version__}, rnlib {rnlib.__version__}; one thread a process.")  # fmt: skip
+    print(
+        f"{measure.machine()}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"numpy {np.__version__}, rnlib {rnlib.__version__}; one thread a process."
+    )
     memory_is = "kept (GLIBC_TUNABLES)" if kept else "left to the C library"
-    print(f"Freed memory is {memory_is}, on both sides of every ratio. "
-          "Medians, ratios with quartiles; nothing else should be running.\n")  # fmt: skip
+    print(
+        f"Freed memory is {memory_is}, on both sides of every ratio. "
+        "Medians, ratios with quartiles; nothing else should be running.\n"
+    )
     print("| row | case | ours | baseline | ratio | target | met | |\n|---|---|---|---|---|---|---|---|")
     failed = False
     for row in options.rows or ROWS:

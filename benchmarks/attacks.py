@@ -67,12 +67,16 @@ def foolbox_attacks(foolbox: Any, model: nn.Module, steps: int) -> dict[str, Per
         "PGD-l2": (them.L2ProjectedGradientDescentAttack(abs_stepsize=STEP_L2, **options), EPS_L2),
         "CW-l2": (
             them.L2CarliniWagnerAttack(
-                binary_search_steps=1, steps=2 * steps, stepsize=CW["lr"], confidence=0,
-                initial_const=CW["c"], abort_early=False,
+                binary_search_steps=1,
+                steps=2 * steps,
+                stepsize=CW["lr"],
+                confidence=0,
+                initial_const=CW["c"],
+                abort_early=False,
             ),
             None,
         ),
-    }  # fmt: skip
+    }
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
 
     def run(attack: Any, eps: float | None, x: Tensor, y: Tensor) -> Tensor:

@@ -15,16 +15,17 @@ from torch.nn import functional as F
 
 from benchmarks.measure import Line, exact
 from benchmarks.subjects import trained
+from rnlib import statistics_modes, use_statistics
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import evaluate
-from rnlib.modes import statistics_modes, use_statistics
-from study.runs import attack_suite, make_run
+from study.experiments.evaluations import attack_suite
+from study.runs import make_run
 
 
 def suite() -> dict[str, Attack | None]:
-    """What a run of the laptop profile is evaluated under."""
-    return {"clean": None, **attack_suite(make_run("laptop"))}
+    """What a headline run of the published book is evaluated under."""
+    return {"clean": None, **attack_suite(make_run("book"))}
 
 
 def count_passes(model: nn.Module, dataset: Dataset, attack: Attack | None) -> tuple[int, int]:

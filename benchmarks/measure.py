@@ -17,8 +17,21 @@ import torch
 from numpy.typing import NDArray
 
 Seconds = NDArray[np.floating]
-COLUMNS = ["row", "case", "quantity", "value", "unit", "low", "high", "target", "met", "machine", "torch",
-           "threads", "date"]  # fmt: skip
+COLUMNS = [
+    "row",
+    "case",
+    "quantity",
+    "value",
+    "unit",
+    "low",
+    "high",
+    "target",
+    "met",
+    "machine",
+    "torch",
+    "threads",
+    "date",
+]
 
 
 @dataclass(frozen=True)
@@ -160,8 +173,12 @@ def write(path: Path, row: str, lines: Iterable[Line], order: Iterable[str]) -> 
     Args:
         order: all rows, in the order that the file has.
     """
-    shared = {"machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads(),
-              "date": f"{datetime.now(UTC):%Y-%m-%d}"}  # fmt: skip
+    shared = {
+        "machine": machine(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+    }
     table = pd.DataFrame([{"row": row, "met": line.met} | asdict(line) | shared for line in lines])
     if path.exists():
         before = pd.read_csv(path, keep_default_na=False, na_values={"value": "", "low": "", "high": ""})

@@ -41,7 +41,7 @@ def overhead() -> float:
     """Seconds of one execution of the training notebook less those of its epoch."""
     with tempfile.TemporaryDirectory() as folder:
         program = Path(sys.executable).with_name("papermill")
-        paths = [ROOT / "notebooks" / "train.ipynb", Path(folder) / "out.ipynb"]
+        paths = [ROOT / "notebooks" / "workers" / "train.ipynb", Path(folder) / "out.ipynb"]
         command = [str(part) for part in (program, "--no-progress-bar", *paths)]
         options = [str(part) for key, value in OPTIONS.items() for part in ("-p", key, value)]
         environment = os.environ | {"RNLIB_RESULTS": folder}

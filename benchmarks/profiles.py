@@ -16,11 +16,13 @@ from benchmarks.evaluation import bare_passes, count_passes
 from benchmarks.measure import Line, exact, interleaved
 from benchmarks.subjects import BATCH, random_images
 from benchmarks.training import EPS, batch, fitting
+from rnlib import statistics_modes
 from rnlib.attacks import PGD
 from rnlib.data import STATISTICS, Dataset
 from rnlib.models import resnet
-from rnlib.modes import statistics_modes
-from study.runs import PROFILES, Run, attack_suite, grid, make_run, read_profile
+from study.experiments.evaluations import attack_suite
+from study.networks import new_model
+from study.runs import PROFILES, Run, evaluation_images, grid, make_run
 
 TRAINING_IMAGES = {"fashion-mnist-sample": 5_000, "fashion-mnist": 60_000}  # of the CIFARs 50,000
 SIDES = {"fashion-mnist-sample": 28, "fashion-mnist": 28}
@@ -54,7 +56,7 @@ def measured_costs(smoke: bool) -> dict[str, float]:
 def forward_flops(architecture: str, width: int | None, dataset: str) -> int:
     """Floating-point operations of a forward pass of one image."""
     side, channels = SIDES.get(dataset, 32), len(STATISTICS[dataset][0])
-    model = make_run("paper", architecture=architecture, width=width, dataset=dataset).new_model().eval()
+    model = new_model(make_run("paper", architecture=architecture, width=width, dataset=dataset)).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.rand(1, channels, side, side))
     return counter.get_total_flops()
@@ -89,7 +91,7 @@ def predicted_hours(run: Run, costs: dict[str, float]) -> float:
     epoch = images * step + run.validation_images * modes(run.norm) * costs["forward"]
     forward, backward = passes(run.profile, run.experiment, run.dataset, run.seed)
     image = backward * costs["gradient"] + (forward - backward) * costs["forward"]
-    evaluated = read_profile(run.profile)["evaluation"]["images"] * modes(run.norm)
+    evaluated = evaluation_images(run) * modes(run.norm)
     return scale * (run.epochs * epoch + evaluated * image) / 3600
 
 

@@ -29,8 +29,12 @@ SIZES = {
     "attack steps": [1, 2, 5, 10, 20],
 }
 SMOKE_SIZES = {"batch size": [1, 2], "width": [2, 4], "depth": [8, 14], "attack steps": [1, 2]}
-TRAININGS = [("PGD-3", 3, "float32"), ("PGD-10", 10, "float32"), ("natural", 0, "bfloat16"),
-             ("PGD-3", 3, "bfloat16")]  # fmt: skip
+TRAININGS = [
+    ("PGD-3", 3, "float32"),
+    ("PGD-10", 10, "float32"),
+    ("natural", 0, "bfloat16"),
+    ("PGD-3", 3, "bfloat16"),
+]
 
 
 Cases = dict[str, tuple[Callable[[], Any], int]]  # what to run, and the number of images that it works on

@@ -7,8 +7,8 @@ from rnlib.data import Dataset
 from rnlib.models import resnet
 from rnlib.norms import BatchNorm, RobustNorm
 from study import store
+from study.networks import test_set, trained_model
 from study.runs import grid
-from study.work import test_set, trained_model
 
 BATCH = 128  # images of a training step
 
@@ -51,7 +51,7 @@ def random_images(n: int) -> Dataset:
 
 
 def trained(images: int, *, smoke: bool) -> tuple[nn.Module, Dataset]:
-    """A naturally trained ResNet-20 with BatchNorm of ``results/laptop``, and test images.
+    """A naturally trained ResNet-20 with BatchNorm of ``results/book``, and test images.
 
     Args:
         images: how many of the test set.
@@ -63,6 +63,6 @@ def trained(images: int, *, smoke: bool) -> tuple[nn.Module, Dataset]:
     if smoke:
         return resnet(8, "batch_norm", width=4).eval(), random_images(images)
     want = ("resnet20", "batch_norm", "natural")
-    runs = [run for run in grid("laptop") if (run.architecture, run.norm, run.training) == want]
+    runs = [run for run in grid("book") if (run.architecture, run.norm, run.training) == want]
     run = next((run for run in runs if (run.directory / store.WEIGHTS).exists()), runs[0])
     return trained_model(run), test_set(run, images)

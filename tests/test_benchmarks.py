@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_notebooks import outputs, papermill
 from torch import nn
 
 from benchmarks import __main__ as command
@@ -80,30 +79,6 @@ def test_the_file_is_tidy(smoke):
     assert set(table.met.dropna()) <= {"yes", "no", "not measured"}
     assert table[["unit", "machine", "torch", "threads", "date"]].notna().all(axis=None)
     assert (table.met == "not measured").equals(table.value.isna())
-
-
-# -- the chapter
-
-
-@pytest.mark.slow
-def test_the_chapter_shows_what_was_measured(smoke, tmp_path):
-    out = tmp_path / "out.ipynb"
-    done = papermill("performance", out, tmp_path / "none", profile="laptop", file=smoke[0])
-    assert done.returncode == 0, done.stderr[-3000:]
-    shown = str(outputs(out))
-    assert "targets are met" in shown
-    assert shown.count("data:image/png") == 5
-    assert "stderr" not in {output.get("name") for output in outputs(out)}, shown[-2000:]
-
-
-def test_the_chapter_without_a_file_says_how_to_make_it(tmp_path):
-    out = tmp_path / "out.ipynb"
-    done = papermill("performance", out, tmp_path / "none", profile="laptop", file=tmp_path / "absent.csv")
-    assert done.returncode == 0, done.stderr[-3000:]
-    shown = str(outputs(out))
-    assert "there is no `absent.csv`" in shown
-    assert "python -m benchmarks" in shown
-    assert "data:image/png" not in shown
 
 
 # -- the command
@@ -337,8 +312,14 @@ def test_every_operator_of_a_layer_has_a_purpose():
 
 
 def test_a_prediction_grows_with_what_a_run_does():
-    costs = {"natural float32": 1.0, "attack step float32": 1.0, "natural bfloat16": 0.5,
-             "attack step bfloat16": 0.5, "forward": 0.0, "gradient": 0.0}  # fmt: skip
+    costs = {
+        "natural float32": 1.0,
+        "attack step float32": 1.0,
+        "natural bfloat16": 0.5,
+        "attack step bfloat16": 0.5,
+        "forward": 0.0,
+        "gradient": 0.0,
+    }
     natural = make_run("paper", train_images=1000)
     hours = profiles.predicted_hours(natural, costs)
     assert hours == pytest.approx(164 * 1000 / 3600)

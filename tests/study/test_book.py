@@ -1,0 +1,395 @@
+"""The book: chapters are as papermill makes them, links lead somewhere, nothing comes from another site."""
+
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from html.parser import HTMLParser
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
+
+import browser
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import rnlib
+from study import api_pages, book
+
+pytestmark = pytest.mark.xdist_group("book")  # each site is made once
+ROOT = book.ROOT
+LOADED = {"link": "href", "object": "data"} | dict.fromkeys(("script", "img", "iframe", "video"), "src")
+TOC = """
+format: jb-book
+root: index
+chapters:
+- {file: paper/one}
+- {file: why/two}
+- {file: words}
+- {file: status}
+"""
+CLAIM = ":::{admonition} Supported\n:name: claim-first\nYes.\n:::"
+ONE = [
+    f"from IPython.display import Markdown\nMarkdown({CLAIM!r})",
+    "import matplotlib.pyplot as plt\nplt.rcParams['lines.linewidth'] = 9\nplt.plot([1, 2]);",
+    "import study.runs\nstudy.runs.LEFT = 1\nleft = profile\nprint(left)",
+]
+TWO = [
+    "import matplotlib.pyplot as plt\nimport study.runs",
+    "assert plt.rcParams['lines.linewidth'] == 1.5 and not plt.get_fignums()",
+    "assert not hasattr(study.runs, 'LEFT') and 'left' not in globals()",
+    "len(In)",
+]
+
+
+class Page(HTMLParser):
+    """What a page links to, loads at once, and can be linked at."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors = {""}
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        elif found.get(LOADED.get(tag, "")):
+            self.loads.append(found[LOADED[tag]])
+
+
+def write_notebook(path, title, *cells):
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    notebook = new_notebook(metadata={"kernelspec": kernel})
+    parameters = new_code_cell('profile = "book"', metadata={"tags": ["parameters", "remove-cell"]})
+    notebook.cells = [new_markdown_cell(title), parameters, *map(new_code_cell, cells)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A project with three chapters, one claim and no results."""
+    folder = tmp_path_factory.mktemp("small")
+    shutil.copytree(ROOT / "book" / "_static", folder / "book" / "_static")
+    for name in ("_config.yml", "book/references.bib"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "book" / "_toc.yml").write_text(TOC)
+    (folder / "book" / "words.md").write_text(
+        "# Words\n\nSee {doc}`/paper/one` and {ref}`the claim <claim-first>`.\n"
+    )
+    write_notebook(folder / "notebooks" / "index.ipynb", "# A book")
+    write_notebook(folder / "notebooks" / "paper" / "one.ipynb", "# One", *ONE)
+    write_notebook(folder / "notebooks" / "why" / "two.ipynb", "# Two", *TWO)
+    return folder
+
+
+def in_place(patch, folder):
+    """Make a small project the one that the book is built from."""
+    patch.setenv("RNLIB_RESULTS", str(folder / "results"))
+    patch.setattr(book, "ROOT", folder)
+    patch.setattr(book, "BUILD", folder / "_build")
+    patch.setattr(book, "read_claims", lambda: {"first": SimpleNamespace(page="one")})
+    patch.setattr(book, "judge_all", lambda profile: [])
+    patch.setattr(api_pages, "write", lambda folder: None)  # the real book has the reference
+
+
+@pytest.fixture
+def project(small, monkeypatch):
+    """The small project, in place during a test."""
+    in_place(monkeypatch, small)
+    return small
+
+
+@pytest.fixture(scope="module")
+def built(small):
+    """What building the small project printed. One kernel, so that it executes all chapters."""
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
+        in_place(patch, small)
+        book.build("quick", jobs=1, train=False)
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """Folder of the real book, built from the committed results alone: who builds it has no other data."""
+    folder = tmp_path_factory.mktemp("real")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RNLIB_DATA", str(folder / "no_data"))
+        patch.setattr(book, "BUILD", folder)
+        book.build("book", jobs=2, train=False)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["small", "real"])
+def site(request):
+    """Root of a rendered book; the rendering itself fails on any warning."""
+    if request.param == "real":
+        return request.getfixturevalue("real") / "html"
+    request.getfixturevalue("built")
+    return request.getfixturevalue("small") / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    """All pages by their path; the theme's templates among its static files are none."""
+    paths = (path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
+    return {path: Page(path) for path in paths}
+
+
+# -- the rendered book
+
+
+@pytest.mark.slow
+def test_a_page_for_each_chapter_and_module_is_there(real):
+    for name in ["index", "status", *book.chapters(), *(f"api/rnlib.{name}" for name in api_pages.modules())]:
+        assert (real / "html" / f"{name}.html").exists(), name
+
+
+@pytest.mark.slow
+def test_no_page_loads_anything_from_another_site(site, pages):
+    loads = [(path.name, load) for path, page in pages.items() for load in page.loads]
+    foreign = [(name, load) for name, load in loads if urlsplit(load).netloc]
+    styles = {path.name: path.read_text() for path in site.rglob("*.css")}
+    fetched = re.compile(r"""(?:url\(|@import)\s*["']?\s*(?:https?:)?//[^)"']+""")
+    foreign += [(name, match) for name, text in styles.items() for match in fetched.findall(text)]
+    assert foreign == []
+
+
+@pytest.mark.slow
+def test_every_link_within_the_book_leads_to_a_page_and_a_place_on_it(pages):
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            target = target / "index.html" if target.is_dir() else target
+            place = unquote(parts.fragment)
+            if not target.exists() or (target in pages and place not in pages[target].anchors):
+                broken.append((path.name, link))
+    assert broken == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium, which is not on this machine")
+def test_a_browser_has_no_complaint_about_any_page_and_asks_no_other_site(site, pages):
+    """At the width of a phone, to which every page must fit: what is wider scrolls by itself."""
+    complaints, wide = {}, {}
+    with browser.served(site) as address, browser.browser() as tab:
+        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
+        tab.call("Emulation.setDeviceMetricsOverride", **phone)
+        for path in [path.relative_to(site).as_posix() for path in pages if "_modules" not in path.parts]:
+            complaints[path] = tab.visit(f"{address}/{path}")
+            wide[path] = tab.call("Runtime.evaluate", expression="document.documentElement.scrollWidth")
+    assert {path: found for path, found in complaints.items() if found} == {}
+    assert {path: found for path, found in wide.items() if found["result"]["value"] > 390} == {}
+
+
+@pytest.mark.slow
+def test_no_chapter_shows_a_warning_of_the_code_that_it_ran_or_an_object_without_a_look(real):
+    for name in book.chapters():
+        for cell in nbformat.read(real / "chapters" / "book" / f"{name}.ipynb", as_version=4).cells:
+            errors = [out.text for out in cell.get("outputs", []) if out.get("name") == "stderr"]
+            assert errors == [], f"{name}: {cell.source}"
+            shown = [out["data"] for out in cell.get("outputs", []) if "data" in out]
+            bare = [data["text/plain"] for data in shown if set(data) == {"text/plain"}]
+            assert not [text for text in bare if text.startswith("<")], f"{name}: {cell.source}"
+
+
+def test_every_notebook_but_the_workers_is_in_the_table_of_contents():
+    folder = ROOT / "notebooks"
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.ipynb")}
+    names = {name for name in names if not name.startswith("workers/")} | {"index"}
+    assert set(book.chapters()) == names
+
+
+# -- its stages
+
+
+@pytest.mark.slow
+def test_the_console_has_a_line_a_stage_and_no_path(built):
+    first, second, third = built.splitlines()
+    assert re.fullmatch(r"\[1/3\] executing 3 of 3 chapters \.\.\. \d+ s", first)
+    assert re.fullmatch(r"\[2/3\] checking the claims, putting the pages together \.\.\. \d+ s", second)
+    assert re.fullmatch(r"\[3/3\] rendering \.\.\. \d+ s", third)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper/one", "why/two"])
+def test_a_chapter_is_what_papermill_alone_makes_of_it(built, small, tmp_path, name):
+    """The second one also fails if the first, executed before in the same kernel, left anything to it."""
+    command = [Path(sys.executable).with_name("papermill"), "--no-progress-bar", "-p", "profile", "quick"]
+    out = tmp_path / "out.ipynb"
+    subprocess.run([*command, small / "notebooks" / f"{name}.ipynb", out], check=True, capture_output=True)
+    alone, ours = (
+        [
+            {key: cell.get(key) for key in ("source", "outputs", "execution_count")}
+            for cell in nbformat.read(path, as_version=4).cells
+            if "injected-parameters" not in cell.metadata.get("tags", [])
+        ]
+        for path in (out, small / "_build" / "chapters" / "quick" / f"{name}.ipynb")
+    )
+    assert alone == ours
+    assert all("injected-parameters" not in text for text in map(str, ours))
+
+
+@pytest.mark.slow
+def test_what_did_not_change_is_not_executed_again(built, project):
+    executed = project / "_build" / "chapters" / "quick"
+    assert book.outdated("quick", executed) == {}
+    path = project / "notebooks" / "paper" / "one.ipynb"
+    before = path.read_text()
+    path.write_text(before.replace("# One", "# 1"))
+    assert list(book.outdated("quick", executed)) == ["paper/one"]
+    path.write_text(before)
+    result = project / "results" / "quick" / "run" / "evaluations.csv"
+    result.parent.mkdir(parents=True)
+    result.write_text("accuracy\n1\n")
+    assert list(book.outdated("quick", executed)) == ["index", "paper/one", "why/two"]
+    shutil.rmtree(project / "results")
+
+
+@pytest.mark.slow
+def test_the_status_page_lists_the_notebooks_and_the_versions(built, small):
+    page = (small / "_build" / "source" / "status.md").read_text()
+    assert re.search(
+        r"^\| \{doc\}`/paper/one` \| 20\d\d-\d\d-\d\d \d\d:\d\d \| \d+\.\d \|$", page, re.MULTILINE
+    )
+    assert "Profile `quick`" in page
+    assert re.search(r"^\| torch \| \d", page, re.MULTILINE)
+
+
+def test_a_chapter_that_fails_ends_the_build_with_the_end_of_its_log(project, monkeypatch, tmp_path):
+    monkeypatch.setattr(book, "BUILD", tmp_path)
+    for name in ("good", "bad"):
+        write_notebook(
+            project / "notebooks" / f"{name}.ipynb", name, f"assert '{name}' == 'good', 'a reason'"
+        )
+    with pytest.raises(
+        RuntimeError, match=r"bad\.ipynb failed\. The end of .*bad\.log:[\s\S]*a reason$"
+    ) as caught:
+        book.execute({"bad": "0", "good": "1"}, "quick", executed=tmp_path, jobs=1, show=print)
+    assert "\033" not in str(caught.value)
+    assert not list(tmp_path.glob("*.ipynb")), "nothing that looks finished is left"
+
+
+@pytest.mark.slow
+def test_a_warning_fails_the_rendering(small, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(small / "book" / "_static", source / "_static")
+    for name in ("_config.yml", "book/references.bib"):
+        shutil.copy(small / name, source)
+    (source / "_toc.yml").write_text("format: jb-book\nroot: index\n")
+    (source / "index.md").write_text("# A page\n\nSee {ref}`nowhere`.\n")
+    with pytest.raises(RuntimeError, match=r"sphinx-build failed\. The end of .*render\.log:[\s\S]*nowhere"):
+        book.render(source, tmp_path / "html", show=lambda progress: None)
+
+
+def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
+    monkeypatch.setattr(book, "read_claims", lambda: dict.fromkeys(("a", "ab"), SimpleNamespace(page="one")))
+
+    def showing(*claims):
+        marks = [{"text/markdown": f":::\n:name: claim-{claim}\n:::"} for claim in claims]
+        outputs = [new_output("display_data", mark) for mark in marks]
+        return new_notebook(cells=[new_code_cell("", outputs=outputs)])
+
+    book.check_claims({"paper/one": showing("a", "ab")})
+    with pytest.raises(RuntimeError, match=r"shows: a \(page one\);"):
+        book.check_claims({"paper/one": showing("ab")})
+    with pytest.raises(RuntimeError, match=r"shows: a \(page one\), ab \(page one\);"):
+        book.check_claims({"paper/two": showing("a", "ab")})
+
+
+def test_training_comes_first_where_it_is_asked_for(monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(book, "run", lambda *command, log, show: commands.append(command))
+    for name in ("execute", "assemble"):
+        monkeypatch.setattr(book, name, lambda *arguments, **options: None)
+    monkeypatch.setattr(book, "render", lambda *arguments, **options: None)
+    monkeypatch.setattr(book, "outdated", lambda profile, executed: {})
+    book.build("quick", jobs=3, train=True)
+    assert commands[0][:3] == ("snakemake", "--jobs", 3)
+    assert commands[0][-4:] == ("--omit-from", "book", "--config", "profile=quick")
+    assert [line[:5] for line in capsys.readouterr().out.splitlines()] == [f"[{i}/4]" for i in range(1, 5)]
+
+
+def test_a_program_shows_its_progress_and_logs_the_rest(tmp_path):
+    shown, log = [], tmp_path / "logs" / "a.log"
+    lines = ["reading sources... [ 50%] index", "a warning of 50% of it", "3 of 4 steps (75%) done"]
+    book.run("python", "-c", f"print(*{lines}, sep='\\n')", log=log, show=shown.append)
+    assert shown == ["reading sources... [ 50%]", "3 of 4 steps (75%) done"]
+    assert log.read_text() == "a warning of 50% of it\n"
+    with pytest.raises(RuntimeError, match=r"python failed\. The end of .*a\.log:\n20\n(\d+\n)*49$"):
+        book.run("python", "-c", "print(*range(50), sep='\\n'); exit(1)", log=log, show=shown.append)
+
+
+def test_a_terminal_sees_how_far_a_stage_is(monkeypatch):
+    for terminal, expected in (
+        (True, "a ... \r\033[Ka ... 1 of 2\r\033[Ka ... 0 s\n"),
+        (False, "a ... 0 s\n"),
+    ):
+        printed = StringIO()
+        printed.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stdout", printed)
+        with book.stage("a") as show:
+            show("1 of 2")
+        assert printed.getvalue() == expected
+    with pytest.raises(RuntimeError), book.stage("a"):
+        raise RuntimeError
+    assert printed.getvalue().endswith("a ... failed after 0 s\n")
+
+
+def test_the_command_ends_with_the_reason_and_not_a_traceback(monkeypatch, capsys):
+    def fail(profile, **options):
+        raise RuntimeError(f"no {profile} today")
+
+    monkeypatch.setattr(book, "build", fail)
+    monkeypatch.setattr(sys, "argv", ["book"])
+    with pytest.raises(SystemExit, match="no book today"):
+        book.main()
+    monkeypatch.setattr(sys, "argv", ["book", "--profile", "laptop"])
+    with pytest.raises(SystemExit):
+        book.main()
+    assert "profile is 'laptop', it must be one of" in capsys.readouterr().err
+
+
+def test_the_command_says_what_to_open(monkeypatch, capsys):
+    monkeypatch.setattr(book, "build", lambda profile, **options: Path("_build/html/index.html"))
+    monkeypatch.setattr(sys, "argv", ["book", "--profile", "quick"])
+    book.main()
+    assert capsys.readouterr().out == "Open _build/html/index.html in a browser.\n"
+
+
+# -- the reference
+
+
+def test_the_reference_has_what_import_rnlib_offers_under_both_names():
+    """It is read from the code; here the imported library says the same."""
+    offered = {name: getattr(rnlib, name) for name in rnlib.__all__}
+    modules = {name: member.__module__ for name, member in offered.items() if hasattr(member, "__module__")}
+    assert {name: f"rnlib.{module}" for name, module in api_pages.exported().items()} == modules
+    page = api_pages.module_page("evaluate")
+    assert "   :no-index:" in page, "rnlib.evaluate is also a function"
+    assert (
+        page.count(".. py:function:: evaluate\n")
+        == page.count(".. autofunction:: rnlib.evaluate.evaluate")
+        == 1
+    )
+
+
+def test_the_index_of_the_reference_has_a_line_for_each_name(tmp_path):
+    (tmp_path / "index.md").write_text("# The library\n")
+    api_pages.write(tmp_path)
+    text = (tmp_path / "index.md").read_text()
+    assert re.search(r"^- :py:obj:`rnlib\.convert_norms`: \w.*\w\.?$", text, re.MULTILINE)
+    assert {path.stem for path in tmp_path.glob("rnlib.*")} == {
+        f"rnlib.{name}" for name in api_pages.modules()
+    }
