@@ -4,16 +4,15 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from rnlib.attacks import PGD, Attack, paper_eps
-from rnlib.data import STATISTICS, Dataset, load, test_order
-from rnlib.models import resnet, vgg
+from rnlib import PGD, Attack, Dataset, Training, load, paper_eps, resnet, vgg
+from rnlib.data import STATISTICS, test_order
 from rnlib.norms import NORMS
-from rnlib.train import Training
 from study import norm_propagation, released, store
 from study.runs import Run, evaluation_images
 
@@ -31,42 +30,30 @@ def new_model(run: Run) -> nn.Module:
     """The network with weights drawn from the seed, without touching the global random state.
 
     Raises:
-        ValueError: unknown data set, architecture or norm (those known are named), or p for a norm without.
+        ValueError: unknown data set, architecture or norm (those known are named), p for a norm without.
     """
     _check("dataset", run.dataset, STATISTICS)
     _check("norm", run.norm, dict.fromkeys([*NORMS, *STUDY_NORMS]))
     mean, std = STATISTICS[run.dataset]
-    given = {"p": run.p, "width": run.width}
+    classes = 100 if run.dataset == "cifar100" else 10
+    options: dict[str, Any] = {"num_classes": classes, "in_channels": len(mean), "mean": mean, "std": std}
+    options |= {key: getattr(run, key) for key in ("p", "width") if getattr(run, key) is not None}
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(run.seed)  # torch.manual_seed seeds GPUs as well
-        model = _architecture(run.architecture)(
-            STUDY_NORMS.get(run.norm, run.norm),
-            num_classes=100 if run.dataset == "cifar100" else 10,
-            in_channels=len(mean),
-            mean=mean,
-            std=std,
-            **{key: value for key, value in given.items() if value is not None},
-        )
-        return norm_propagation.reparametrize(model)
+        build = _architecture(run.architecture)
+        return norm_propagation.reparametrize(build(STUDY_NORMS.get(run.norm, run.norm), **options))
 
 
 def _architecture(name: str) -> Callable[..., nn.Module]:
     if found := re.fullmatch(r"(resnet|vgg)(\d+)", name):
         return partial({"resnet": resnet, "vgg": vgg}[found[1]], int(found[2]))
-    _check(
-        "architecture",
-        name,
-        ["resnet<depth> such as resnet20", "vgg<depth> such as vgg11", *STUDY_ARCHITECTURES],
-    )
+    known = ["resnet<depth> such as resnet20", "vgg<depth> such as vgg11", *STUDY_ARCHITECTURES]
+    _check("architecture", name, known)
     return STUDY_ARCHITECTURES[name]
 
 
 def training_settings(run: Run) -> Training:
-    """The settings of :func:`rnlib.fit`.
-
-    Raises:
-        ValueError: one that does not fit.
-    """
+    """The settings of :func:`rnlib.fit`; ValueError for one that does not fit."""
     attack: Attack | None = None
     if run.training == "adversarial":
         eps = paper_eps(run.dataset, run.eps)

@@ -33,10 +33,7 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     float: ("a number", lambda value: type(value) in (int, float)),
     bool: ("True or False", lambda value: type(value) is bool),
     str: ("a name", lambda value: type(value) is str),
-    tuple[int, ...]: (
-        "a list of whole numbers",
-        lambda value: type(value) is tuple and all(type(one) is int for one in value),
-    ),
+    tuple[int, ...]: ("a list of whole numbers", lambda v: type(v) is tuple and {*map(type, v)} <= {int}),
 }
 
 
@@ -54,7 +51,7 @@ class Run:
         experiment: the set of trainings that the run belongs to; a profile may give each settings of its own.
         dataset: a name of ``rnlib.data.STATISTICS``.
         architecture: resnet<depth>, resnet_released50 or vgg<depth>.
-        norm, p: see :func:`study.work.new_model`; p is None for norms without a power.
+        norm, p: see :func:`study.networks.new_model`; p is None for norms without a power.
         training: natural or adversarial.
         seed: of the weights and of everything in :class:`rnlib.Training`.
         width: channels of the first stage, None for the architecture's own.
@@ -151,9 +148,8 @@ class Run:
         That is at least 100 epochs of natural training or 40 of adversarial training, and the learning rate
         divided by ten once, after the paper's share of them. The thresholds are ours.
         """
-        drop = (round(PAPER_DROP * self.epochs),)
-        enough = self.epochs >= MATCHED_EPOCHS[self.training]
-        return enough and self.schedule == "step" and self.milestones == drop
+        step = self.schedule == "step" and self.milestones == (round(PAPER_DROP * self.epochs),)
+        return step and self.epochs >= MATCHED_EPOCHS[self.training]
 
 
 DEFAULTS = {field.name: field.default for field in fields(Run) if field.default is not MISSING}

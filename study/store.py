@@ -125,13 +125,11 @@ def write_json(path: Path, value: Any) -> None:
     write(path, as_json(value))
 
 
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows so far as CSV, columns in the order of the first row; a header ``run`` where there is none."""
-    write(path, lambda file: pd.DataFrame(rows or {"run": []}).to_csv(file, index=False))
-
-
 def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A finished table. What is the same in all rows of their provenance is noted, and no column."""
+    """A finished table. What is the same in all rows of their provenance is noted, and no column.
+
+    Columns are in the order of the first row; where there is none, there is a header ``run``.
+    """
     first = rows[0] if rows else {}
     shared = {key for key in PROVENANCE if key in first and all(row.get(key) == first[key] for row in rows)}
     slim = [{key: value for key, value in row.items() if key not in shared} for row in rows]
@@ -148,11 +146,6 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     origin = check(path)
     return pd.read_csv(path).assign(**origin)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an unfinished table; none if it is not there."""
-    return pd.read_csv(path).to_dict("records") if path.exists() else []
 
 
 def read_config(run: Run) -> dict[str, Any]:

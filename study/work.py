@@ -14,9 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import rnlib
-from rnlib.data import Dataset
-from rnlib.statistics import statistics_modes
-from rnlib.train import TrainingDiverged, fit
+from rnlib import Dataset, TrainingDiverged, fit, statistics_modes
 from study import store
 from study.experiments import EVERY_NORM, MEASUREMENTS, Experiment
 from study.experiments.channel_statistics import channel_statistics
@@ -29,20 +27,10 @@ from study.runs import ROOT, Run, read_profile
 Row = dict[str, Any]
 
 
-def _ignore(news: Any = None) -> None:
-    """What is called with news if nobody wants them."""
-
-
 def chosen_device(device: str | None) -> str:
-    """The device that is named; without a name ``"cuda"`` if there is one, else ``"cpu"``.
-
-    Raises:
-        ValueError: no name of a device.
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    """The device that is named; without a name ``"cuda"`` if there is one, else ``"cpu"``."""
     try:
-        return str(torch.device(device))
+        return str(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"device is {device!r}, it must be cpu, cuda, cuda:1, mps, ...") from error
 
@@ -56,10 +44,10 @@ def device_name(device: str) -> str:
 
 
 def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
-    """What a result can be traced to: settings, data, code and machine.
+    """What a result can be traced to: settings, data, code (``-dirty``: with changes of no commit), machine.
 
     ``config_hash`` is the one in the run's ``config.json``: a run of today has settings that were not there
-    when an older one was trained. A ``revision`` that ends in ``-dirty`` had changes that no commit has.
+    when an older one was trained.
     """
     trained = store.read_config(run).get("provenance", {})
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
@@ -79,8 +67,8 @@ def train_run(
     run: Run,
     *,
     device: str | None = None,
-    on_epoch: Callable[[list[Row]], None] = _ignore,
-    on_step: Callable[[], None] = _ignore,
+    on_epoch: Callable[[list[Row]], None] = lambda history: None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> pd.DataFrame:
     """Train a run unless that is done; settings, history and weights go to its folder.
 
@@ -88,8 +76,7 @@ def train_run(
     weights, which says that training is done, holds none.
 
     Args:
-        on_epoch: called after each epoch with the history so far, a record each.
-        on_step: called after each step.
+        on_epoch, on_step: see :func:`rnlib.fit`.
 
     Returns:
         The history, one row an epoch.
@@ -184,7 +171,7 @@ def _table(
     images: Callable[[Run], Dataset],
     *,
     device: str | None = None,
-    on_cell: Callable[[Row], None] = _ignore,
+    on_cell: Callable[[Row], None] = lambda row: None,
 ) -> pd.DataFrame:
     path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
     device = chosen_device(device)
@@ -199,13 +186,9 @@ def _table(
     for cell, outcome in experiment(subject):
         if (key := "/".join(map(str, cell.values()))) in done:
             continue
-        rows, correct = _rows(outcome())
-        # A row may say that its images were others; the first seconds hold what the experiment prepared.
-        shared, start = (
-            {} if correct is None else {"seconds": round(perf_counter() - start, 2)},
-            perf_counter(),
-        )
-        rows = [{**cell, **row, **shared, **origin, **row} for row in rows]
+        rows, correct = _rows(outcome(), start)
+        start = perf_counter()
+        rows = [{**cell, **row, **origin, **row} for row in rows]  # a row may say that its images were others
         done[key] = rows, correct
         store.write(unfinished, partial(torch.save, done))
         on_cell(rows[0])
@@ -217,10 +200,10 @@ def _table(
     return store.read_table(path)
 
 
-def _rows(found: Found) -> tuple[list[Row], Tensor | None]:
-    """The rows of a cell, and which images were classified correctly."""
+def _rows(found: Found, start: float) -> tuple[list[Row], Tensor | None]:
+    """The rows of a cell, and which images were classified correctly; seconds with what the cell prepared."""
     if isinstance(found, list):
         return found, None
     values, correct = ({}, found) if isinstance(found, Tensor) else found
-    n, hits = len(correct), int(correct.sum())
-    return [values | {"n": n, "correct": hits, "accuracy": 100 * hits / n}], correct
+    n, hits, seconds = len(correct), int(correct.sum()), round(perf_counter() - start, 2)
+    return [values | {"n": n, "correct": hits, "accuracy": 100 * hits / n, "seconds": seconds}], correct

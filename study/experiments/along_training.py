@@ -60,18 +60,15 @@ def training_state(subject: Subject, statistics: str) -> tuple[dict[str, float],
     That is the mean ``loss``, the mean ``confidence`` (largest probability), and in percent those whose
     gradient is exactly 0 (``vanished``), so that no attack moves them.
     """
-    losses, confidences, vanished, correct = [], [], [], []
+    found = []
     with use_statistics(subject.model, statistics):
         for x, y, _ in subject.batches():
             x.requires_grad_()
             logits = subject.model(x)
             loss = F.cross_entropy(logits, y, reduction="none")
             (gradient,) = torch.autograd.grad(loss.sum(), x)
-            losses.append(loss.detach())
-            confidences.append(logits.detach().softmax(1).amax(1))
-            vanished.append((gradient == 0).flatten(1).all(1))
-            correct.append((logits.argmax(1) == y).cpu())
-    state = {"loss": losses, "confidence": confidences, "vanished": vanished}
-    means = {key: torch.cat(values).float().mean().item() for key, values in state.items()}
-    means["vanished"] *= 100
-    return {key: round(value, 6) for key, value in means.items()}, torch.cat(correct)
+            vanished, hits = (gradient == 0).flatten(1).all(1), logits.argmax(1) == y
+            found.append(torch.stack([loss, logits.softmax(1).amax(1), 100 * vanished, hits]).detach())
+    *state, correct = torch.cat(found, 1).cpu()
+    means = [round(values.mean().item(), 6) for values in state]
+    return dict(zip(("loss", "confidence", "vanished"), means, strict=True)), correct.bool()

@@ -5,15 +5,15 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rnlib import Attack, recalibrate, use_statistics
 from rnlib.data import batches
+from rnlib.statistics import Statistics
 from study.experiments.subject import Outcome, Subject, classified
 from study.jitter import jittered, sampling_noise
 from study.networks import mixed, training_set
@@ -71,23 +71,20 @@ def jitter(subject: Subject) -> Iterator[Outcome]:
     train = mixed(training_set(subject.run), SCATTER_BATCHES * BATCH_SIZE, 3)
     scatter = sampling_noise(subject.model, (x for x, _, _ in replace(subject, images=train).batches()))
 
-    def switched(mode: str, index: int) -> AbstractContextManager[nn.Module]:
-        if mode in subject.modes:
-            return use_statistics(subject.model, mode)
-        size = 3 if mode.endswith("3 x") else 1
-        noise = {name: (size * first, size * second) for name, (first, second) in scatter.items()}
-        chance = subject.chance(10**6 + index)
-        return jittered(subject.model, noise, chance, redraw=mode.startswith("redrawn"))
-
-    def correct(attack: Attack | None, mode: str) -> Tensor:
-        parts = []
-        for index, (x, y, chance) in enumerate(subject.batches()):
-            with switched(mode, index):
-                adv = x if attack is None else attack(subject.model, x, y, generator=chance)
-                with torch.no_grad():
-                    parts.append((subject.model(adv).argmax(1) == y).cpu())
-        return torch.cat(parts)
-
     for name, attack in _attacks(subject).items():
         for mode in JITTER:
-            yield {"attack": name, "statistics": mode}, partial(correct, attack, mode)
+            how = partial(subject.correct, attack, mode)
+            if mode not in subject.modes:
+                size = 3 if mode.endswith("3 x") else 1
+                noise = {layer: (size * first, size * second) for layer, (first, second) in scatter.items()}
+                how = partial(_jittered, subject, attack, noise, redraw=mode.startswith("redrawn"))
+            yield {"attack": name, "statistics": mode}, how
+
+
+def _jittered(subject: Subject, attack: Attack | None, noise: Statistics, *, redraw: bool) -> Tensor:
+    parts = []
+    for index, (x, y, chance) in enumerate(subject.batches()):
+        with jittered(subject.model, noise, subject.chance(10**6 + index), redraw=redraw):
+            adv = x if attack is None else attack(subject.model, x, y, generator=chance)
+            parts.append(classified(subject.model, adv, y, "tracked"))
+    return torch.cat(parts)

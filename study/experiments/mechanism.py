@@ -23,7 +23,7 @@ PREPARED = {"clean": 0, "on the way": 10}  # steps of PGD before the gradient is
 
 
 class Scaled(nn.Module):
-    """A model with its logits multiplied by a constant: no prediction changes, only how sure it says it is."""
+    """A model with its logits multiplied by a constant, which changes no prediction."""
 
     def __init__(self, model: nn.Module, factor: float):
         super().__init__()

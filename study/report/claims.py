@@ -4,8 +4,8 @@ The rule is ours. A part of a claim (a training, a data set) is *reproduced* if 
 claimed with 95% confidence, *partly* if some are; *inconclusive* if none is clear and no difference of the
 paper's that speaks for the claim lies outside our intervals; else *not reproduced*. Where two sides are to be
 within a margin, that needs an interval outside it. Hypotheses of ours are supported in place of reproduced. A
-claim about robustness or accuracy after training is judged on trainings with a budget comparable to the paper's
-alone (``Run.matched``); what short trainings say is shown, and is no verdict.
+claim about robustness or accuracy after training is judged on trainings with a budget comparable to the
+paper's alone (``Run.matched``); what short trainings say is shown, and is no verdict.
 ``python -m study.report.claims`` prints the ledger.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from study.report.comparison import OPPOSITE, SAME, Claim, Comparison, compare, in_the_paper, read_claims
+from study.report.comparison import LESS, OPPOSITE, SAME, Claim, Comparison, P, compare, read_claims
 from study.runs import HEADLINE, PROFILES
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
@@ -86,7 +86,7 @@ def _verdict(claim: Claim, comparisons: Sequence[Comparison]) -> str:
     directions = {one.direction for one in comparisons}
     if SAME in directions:
         return yes if directions == {SAME} else partly
-    if OPPOSITE in directions:
+    if directions & {OPPOSITE, LESS}:
         return no
     for one in comparisons if claim.margin is None else ():
         speaks = one.paper is not None and claim.directed(one.paper, one.paper) == SAME
@@ -100,12 +100,6 @@ def _inside(one: Comparison) -> bool:
     return one.paper is not None and one.ours.low <= one.paper <= one.ours.high
 
 
-def paper_agrees(claim: Claim) -> list[bool]:
-    """Whether the paper's own numbers are as the claim says, for each comparison that it has them for."""
-    found = [in_the_paper(claim, sides) for part in claim.parts for _, sides in claim.cells(*part)]
-    return [claim.directed(one, one) == SAME for one in found if one is not None]
-
-
 def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
     """How large differences are, as a phrase: one with its interval, the mean and range of several."""
     if not comparisons:
@@ -117,7 +111,7 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
     if wanted == 1:
         ends = f" ({first.signed(first.ours.low)} to {first.signed(first.ours.high)})"
         said += ends if math.isfinite(first.ours.low) else ""
-        said += "" if first.ours.p is None else f", exact p = {first.ours.p:.2g}"
+        said += f", exact p = {first.ours.p:.2g}" if first.ours.p is not None and first.ours.p >= P else ""
     else:
         same = sum(one.direction == SAME for one in comparisons)
         said += f" on average ({first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in {same} of"

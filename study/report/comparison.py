@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+import pandas as pd
 import yaml
 
 from study.report import results
@@ -15,7 +16,7 @@ from study.runs import HEADLINE, ROOT, TRAININGS
 # What a word of a claim means in points, and how sure a direction is: these thresholds are ours.
 LEAST: dict[str | None, float] = {None: 0.0, "large": 10.0, "about twenty": 15.0}
 P = 0.05
-SAME, OPPOSITE, UNCLEAR = "as claimed", "the other way round", "unclear"
+SAME, OPPOSITE, LESS, UNCLEAR = "as claimed", "the other way round", "less than claimed", "unclear"
 # What a difference is in, by the column compared.
 UNITS = {"accuracy": "points", "diverged": "of the runs", "shift_abs": "tracked standard deviations"}
 UNITS |= {"log_ratio_abs": "octaves"} | dict.fromkeys(("std", "largest"), "of the spread after BatchNorm")
@@ -100,20 +101,15 @@ class Claim:
             return OPPOSITE if low > self.margin or high < -self.margin else UNCLEAR
         if p is not None and p >= P and self.least is None and low < high:
             return UNCLEAR
-        return SAME if low > LEAST[self.least] else OPPOSITE if high < LEAST[self.least] else UNCLEAR
+        other = OPPOSITE if self.least is None else LESS
+        return SAME if low > LEAST[self.least] else other if high < LEAST[self.least] else UNCLEAR
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One first side against one second.
+    """One first side against one second, after a training of some epochs and steps of its attack.
 
-    Attributes:
-        what: what is compared, in words that readers know.
-        paper: the paper's difference, None where it gives no number.
-        ours: our difference with its interval.
-        unit: of both.
-        direction: as claimed, the other way round, or unclear: where the interval lies.
-        epochs, attack_steps: of the training behind it.
+    ``paper`` is None where the paper gives no number; ``direction`` says where our interval lies.
     """
 
     what: str
@@ -166,32 +162,35 @@ def compare(claim: Claim, profile: str, training: str, dataset: str, experiment:
     Raises:
         ValueError: the claim names a column that its table does not have.
     """
-    table, found = results.table(profile, claim.table, None), []
-    for label, sides in claim.cells(training, dataset):
-        value = sides[0].get("value", claim.value)
-        wanted = sides + [side | claim.gap_at for side in sides if claim.gap_at]
-        rows = [_rows(claim, table, side, experiment) for side in wanted]
+    cells, found = list(claim.cells(training, dataset)), []
+    varying = set(claim.gap_at).union({"value"}, claim.over, *claim.first, *claim.second)
+    fixed = {key: one for key, one in cells[0][1][0].items() if key not in varying}
+    table = results.table(profile, claim.table, None)
+    table = table if table.empty else _rows(claim, table, fixed)
+    if table.empty:
+        return []
+    for label, sides in cells:
+        value = next(side.get("value", claim.value) for side in sides)
+        wanted = [{"experiment": experiment, **side} for side in sides]
+        wanted += [side | claim.gap_at for side in wanted if claim.gap_at]
+        rows = [_rows(claim, table, side, value).dropna(subset=[value]) for side in wanted]
         ours = results.contrast(profile, [(claim.table, side) for side in rows], value)
         if ours is not None:
             paper, direction = in_the_paper(claim, sides), claim.directed(ours.low, ours.high, ours.p)
-            run = rows[0].iloc[0]
-            behind = int(run.epochs), int(run.attack_steps)
+            behind = [int(rows[0][column].iloc[0]) for column in ("epochs", "attack_steps")]
             found.append(Comparison(label, paper, ours, UNITS[value], direction, *behind))
     return found
 
 
-def _rows(claim: Claim, table: Any, side: Mapping[str, Any], experiment: str) -> Any:
-    where = {"experiment": experiment} | {key: one for key, one in side.items() if key != "value"}
-    if where["dataset"] == "cifar10":
+def _rows(claim: Claim, table: pd.DataFrame, side: Mapping[str, Any], *values: str) -> pd.DataFrame:
+    where = {key: one for key, one in side.items() if key != "value"}
+    if side.get("dataset") == "cifar10":
         where["dataset"] = ["cifar10", "cifar10-jpeg"]
-    if claim.budget == "matched" and experiment == HEADLINE:
+    if claim.budget == "matched" and side.get("experiment") == HEADLINE:
         where["matched"] = True
-    value = side.get("value", claim.value)
-    if table.empty:
-        return table.assign(seed=[])
-    if missing := [column for column in (*where, value) if column not in table]:
+    if missing := sorted({*where, *values} - {*table}):
         raise ValueError(f"claim {claim.id!r} names {missing}; {claim.table} has {', '.join(table)}")
-    return results.select(table, where).dropna(subset=[value])
+    return results.select(table, where)
 
 
 def in_the_paper(claim: Claim, sides: list[dict[str, Any]]) -> float | None:
@@ -201,3 +200,9 @@ def in_the_paper(claim: Claim, sides: list[dict[str, Any]]) -> float | None:
     table = results.paper(*claim.paper)
     found = [results.select(table, {key: one for key, one in side.items() if key in table}) for side in sides]
     return float(found[0].accuracy.sum() - found[1].accuracy.sum()) if [*map(len, found)] == [1, 1] else None
+
+
+def paper_agrees(claim: Claim) -> list[bool]:
+    """Whether the paper's own numbers are as the claim says, for each comparison that it has them for."""
+    found = [in_the_paper(claim, sides) for part in claim.parts for _, sides in claim.cells(*part)]
+    return [claim.directed(one, one) == SAME for one in found if one is not None]

@@ -46,7 +46,8 @@ def name(value: Any, column: str = "") -> str:
 def named(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows with a column ``series``: norm and statistics mode in one, by the paper's names."""
     both = zip(rows.norm, rows.statistics, strict=True)
-    return rows.assign(series=[SERIES.get(pair, (", ".join(map(name, pair)),))[0] for pair in both])
+    plain = [(pair, ", ".join(name(one) for one in pair if one != "none")) for pair in both]
+    return rows.assign(series=[SERIES.get(pair, (label,))[0] for pair, label in plain])
 
 
 def style() -> None:
@@ -147,7 +148,7 @@ def lines(
 def _tidy(
     rows: pd.DataFrame, x: str, hue: str, panel: str | None, value: str
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Three rows a dot, ``y`` its low, mean and high, by the names of readers; how seaborn is to draw them."""
+    """Three rows a dot, ``y`` its low, mean and high, by readers' names; how seaborn is to draw them."""
     used = list(dict.fromkeys(column for column in (x, hue, panel) if column))
     rows = named(rows) if "series" in used and "series" not in rows else rows
     if not {"mean", "low", "high"} <= set(rows):
@@ -196,11 +197,7 @@ def _nothing() -> Figure:
 
 
 def surfaces(planes: pd.DataFrame) -> Figure:
-    """Fig 9: contours of the loss around the weights of one seed, a row a training, a column a norm and mode.
-
-    Args:
-        planes: rows of the table ``landscape``.
-    """
+    """Fig 9: contours of the loss (table ``landscape``, one seed): a row a training, a column a norm."""
     if planes.empty:
         return _nothing()
     planes = named(planes).assign(loss=np.log10(planes.loss.astype(float)))
@@ -224,11 +221,7 @@ def surfaces(planes: pd.DataFrame) -> Figure:
 
 
 def history(epochs: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss and accuracy by epoch of one training: on training images, and on validation images in each mode.
-
-    Args:
-        epochs: the history of :func:`rnlib.fit`, or rows of the table ``history`` as mappings.
-    """
+    """Loss and accuracy by epoch of one training: a history of :func:`rnlib.fit`, or its table."""
     wide = pd.DataFrame(list(epochs))
     long = wide.melt("epoch", [key for key in wide if "_loss" in key or "_accuracy" in key], "key", "mean")
     parts = long.dropna().key.str.extract(r"(train|val)_(loss|accuracy)_?(.*)")
@@ -239,12 +232,7 @@ def history(epochs: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def show(figure: Figure, *, caption: str, alt: str) -> HTML:
-    """A figure as SVG with its caption, and its text for those who cannot see it; the figure is closed.
-
-    Args:
-        caption: its first sentence states the finding; numbers in it are computed from results.
-        alt: what the picture shows.
-    """
+    """A figure as SVG with its caption (the finding first), and what it shows for those who cannot see it."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)

@@ -8,8 +8,8 @@ import pandas as pd
 from IPython.display import Markdown
 
 from study.report import rule
-from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude, paper_agrees
-from study.report.comparison import read_claims
+from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude
+from study.report.comparison import paper_agrees, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 

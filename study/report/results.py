@@ -32,18 +32,17 @@ COLUMNS = {
 def table(
     profile: str, name: str, experiment: str | list[str] | None = HEADLINE, **where: Any
 ) -> pd.DataFrame:
-    """A table of the runs of a profile: one row a measured number, with the settings of its run.
+    """A table of the runs of a profile: one row a measured number, with its run's settings and provenance.
 
     Args:
-        name: evaluations, statistics, sharpness, landscape, history or a measurement; or ``curves``, made of
-            histories: a row an epoch and statistics mode, ``rise`` how far the validation loss lies above its
-            lowest so far, ``diverged`` 0 or 1.
+        name: of a file of runs; or ``curves``, made of histories: a row an epoch and statistics mode, with
+            ``rise``, how far the validation loss lies above its lowest so far.
         experiment: one or a list; None for all of them.
         where: columns and what they must be; a list means any of it.
 
     Returns:
-        Columns of the file, its provenance, ``run``, ``row`` (in the run's file), ``SETTINGS``, and ``stage``
-        (first, last) where there are epochs. The columns without rows, where nothing is measured.
+        Also ``run``, ``row`` (in its file), ``diverged``, and ``stage`` (first, last) where there are epochs.
+        Where nothing is measured, columns without rows.
     """
     rows = _curves(_read(profile, "history")) if name == "curves" else _read(profile, name)
     if "epoch" in rows:
@@ -103,8 +102,7 @@ def paper(*tables: int) -> pd.DataFrame:
 def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
     """Which test images were classified correctly in a row of a table, (n,).
 
-    Raises:
-        ValueError: the outcomes of this row were not kept.
+    Raises ``ValueError`` where the outcomes of this row were not kept.
     """
     path = results_folder(profile) / row["run"] / f"{name}.npz"
     kept = _outcomes(path, path.stat().st_mtime_ns) if path.exists() else {}
@@ -135,24 +133,21 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
 def _resamples(n: int) -> Values:
     """How often each of n values is drawn in each of 2,000 bootstrap resamples, (2000, n)."""
     draws = np.random.default_rng(0).integers(n, size=(2000, n))
-    return np.stack([np.bincount(draw, minlength=n) for draw in draws]).astype(float)
+    return np.stack([np.bincount(draw, minlength=n) for draw in draws]).astype(np.float32)
 
 
 def difference(first: Values, second: Values) -> tuple[float, float, float]:
-    """First minus second mean, with its percentile interval from 2,000 bootstrap resamples.
+    """First minus second mean, and the ends of its percentile interval from 2,000 bootstrap resamples.
 
-    Args:
-        first, second: values of the same images, channels, ... in the same order, resampled together; where
-            their numbers differ, each side is resampled by itself.
-
-    Returns:
-        Difference, low, high; the ends are infinite for a single value.
+    Values of the same images, channels, ... are resampled together; where their numbers differ, each side by
+    itself. The ends are infinite for a single value.
     """
     mean = float(first.mean() - second.mean())
     if min(len(first), len(second)) == 1:
         return mean, -np.inf, np.inf
     if len(first) == len(second):
-        means = _resamples(len(first)) @ (first - second) / len(first)
+        sums = _resamples(len(first)) @ (first - second).astype(np.float32)  # exact for percents of images
+        means = sums.astype(float) / len(first)
     else:
         rng = np.random.default_rng(0)
         draws = [side[rng.integers(len(side), size=(2000, len(side)))].mean(1) for side in (first, second)]
@@ -168,10 +163,9 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 
 
 def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
-    """One row for each combination of the columns ``by``: mean, low, high, and seeds.
+    """One row for each combination of the columns ``by``: mean, low, high, and seeds, in which rows differ.
 
-    Rows that share them differ in the seed. The interval is over seeds; over images (Wilson), if there is one
-    seed; another value than accuracy has none then (low = mean = high).
+    The interval is over seeds; over images (Wilson), if there is one seed; of other values none (low = high).
     """
     found = []
     for key, group in rows.groupby(list(by), sort=False, dropna=False):
@@ -189,12 +183,9 @@ def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") ->
 class Difference:
     """One side minus another, in points for accuracies.
 
-    Attributes:
-        mean, low, high: with its interval: t over seeds where there are several; else over images (paired
-            where these are the same), or over channels, directions or epochs (bootstrap).
-        n, seeds: images, or what else is compared, and seeds behind it.
-        p: of the exact paired test, where one seed is compared on the same images and fewer than ``FEW`` of
-            them are discordant: the bootstrap is too sure of itself there. Else None.
+    The interval is t over seeds where there are several; else over the n images (paired where these are the
+    same), channels, directions or epochs (bootstrap). ``p`` is of the exact paired test, where one seed is
+    compared on images of which fewer than ``FEW`` are discordant: the bootstrap is too sure of itself there.
     """
 
     mean: float
@@ -210,12 +201,8 @@ def contrast(
 ) -> Difference | None:
     """First minus second side, seed by seed; with four sides, less what third minus fourth are.
 
-    Args:
-        sides: the name of a table and rows of it; seeds that are not in all of them are left out.
-        value: the column compared; accuracies are compared image by image.
-
-    Returns:
-        None if no seed is in all sides.
+    A side is the name of a table and rows of it. Seeds that are not in all sides are left out; None, if that
+    leaves none. Accuracies are compared image by image, another ``value`` in its order.
     """
     seeds = [seed for seed in dict.fromkeys(sides[0][1].seed) if all(seed in set(r.seed) for _, r in sides)]
     found, sizes, p = [], [], None
@@ -252,14 +239,9 @@ def gaps(
     experiment: str | list[str] | None = HEADLINE,
     **where: Any,
 ) -> pd.DataFrame:
-    """One row for each combination of the columns ``by``: how far ``first`` is ahead of ``second``.
+    """One row for each combination of the columns ``by``: a :class:`Difference` of two sides of a table.
 
-    Args:
-        first, second: columns and values that make a side, for instance ``{"statistics": "batch"}``.
-        others: see :func:`table`.
-
-    Returns:
-        Columns ``by``, and those of :class:`Difference`.
+    A side is columns and their values, for instance ``{"statistics": "batch"}``; others: see :func:`table`.
     """
     found = []
     for key, rows in table(profile, name, experiment, **where).groupby(list(by), sort=False):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "data" / "paper"
+FOLDER = Path(__file__).parents[2] / "data" / "paper"
 COLUMNS = "table dataset architecture norm statistics training attack accuracy ci95".split()
 COLUMN_ORDER = ("clean", "noise", "grad_sign", "bim_linf", "pgd_linf")
 ATTACKS = ("grad_sign", "bim_linf", "pgd_linf")
