@@ -20,7 +20,7 @@ from benchmarks.subjects import BATCH, random_images
 from benchmarks.training import EPS, STEP_SIZE, bare_steps, batch, fitting
 from rnlib.attacks import PGD
 from rnlib.models import resnet
-from rnlib.norms import NORMS, make_norm
+from rnlib.other_norms import NORMS, make_norm
 
 SIZES = {
     "batch size": [1, 4, 16, 64, 128, 256],

@@ -18,7 +18,8 @@ from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
 from rnlib.models import Normalize, resnet, vgg
-from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm, make_norm
+from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm
+from rnlib.other_norms import make_norm
 from rnlib.statistics import (
     Detached,
     batch_statistics,

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import NORMS, MakeNorm, NoNorm, Norm, make_norm
-from rnlib.other_norms import WeightNorm
+from rnlib.norms import MakeNorm, NoNorm, Norm
+from rnlib.other_norms import NORMS, WeightNorm, make_norm
 
 NATIVE = "torch_batch_norm"
 _NATIVE_CLASS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from rnlib.norms import MakeNorm, make_norm
-from rnlib.other_norms import WeightNorm
+from rnlib.norms import MakeNorm
+from rnlib.other_norms import WeightNorm, make_norm
 
 # Convolutions of each stage, by depth.
 VGG_LAYOUTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}

@@ -8,7 +8,6 @@ mode is said by its ``statistics`` attribute, and whether a training forward upd
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -195,57 +194,3 @@ def check_power(p: float) -> float:
     if not 0 <= p <= 1:
         raise ValueError(f"p is {p}, it must lie in [0, 1]; the paper uses 0.2")
     return p
-
-
-def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
-    """A function from a number of channels to a new layer of the named norm.
-
-    Args:
-        norm: one of ``NORMS``, or such a function, which is returned. With statistics of the batch:
-            batch_norm (Eq 6 to 10), robust_norm (Eq 14), min_max_norm (Eq 11), mean_range_norm (Eq 12),
-            sigma_norm ((2 sigma)^p), batch_renorm (Ioffe, 2017), tracked_norm (tracked values in training
-            too). Without: frozen_norm (statistics of the first batch), no_norm, no_norm_bias, group_norm (Wu
-            & He, 2018), and weight_norm (Salimans & Kingma, 2016), which changes the convolutions as well
-            and therefore is for the networks of :mod:`rnlib.models` only.
-        options: keyword arguments of a named layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
-
-    Raises:
-        ValueError: unknown name, or an option or value that the norm does not take (found out at once).
-    """
-    if not isinstance(norm, str):
-        if options:
-            raise ValueError(f"options {options} are for a norm given by name, not for {norm}")
-        return norm
-    if norm not in NORMS:
-        raise ValueError(f"unknown norm {norm!r}, known are: {', '.join(NORMS)}")
-    make = partial(NORMS[norm], **options)
-    try:
-        make(options.get("groups", 8))  # a number of channels that suits every norm
-    except TypeError as error:
-        raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
-    return make
-
-
-def _group_norm(num_features: int, *, groups: int = 8, **options: Any) -> nn.GroupNorm:
-    if groups < 1 or num_features % groups:
-        raise ValueError(f"groups is {groups}, it must be at least 1 and divide the {num_features} channels")
-    return nn.GroupNorm(groups, num_features, **options)
-
-
-# Down here, because they are built on the layers above.
-from rnlib.other_norms import BatchRenorm, FrozenNorm, SigmaNorm, TrackedNorm, WeightNorm  # noqa: E402
-
-NORMS: dict[str, Callable[..., nn.Module]] = {
-    "batch_norm": BatchNorm,
-    "robust_norm": RobustNorm,
-    "min_max_norm": MinMaxNorm,
-    "mean_range_norm": MeanRangeNorm,
-    "sigma_norm": SigmaNorm,
-    "batch_renorm": BatchRenorm,
-    "tracked_norm": TrackedNorm,
-    "frozen_norm": FrozenNorm,
-    "no_norm": NoNorm,
-    "no_norm_bias": lambda num_features: NoNorm(num_features, bias=True),
-    "weight_norm": WeightNorm,
-    "group_norm": _group_norm,
-}

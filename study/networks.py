@@ -12,7 +12,7 @@ from torch import nn
 
 from rnlib import PGD, Attack, Dataset, Training, load, paper_eps, resnet, vgg
 from rnlib.data import STATISTICS, test_order
-from rnlib.norms import NORMS
+from rnlib.other_norms import NORMS
 from study import norm_propagation, released, store
 from study.runs import Run, evaluation_images
 

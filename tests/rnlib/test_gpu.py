@@ -29,7 +29,7 @@ from rnlib import (
 )
 from rnlib.data import augment
 from rnlib.kernels import range_norm
-from rnlib.norms import NORMS
+from rnlib.other_norms import NORMS
 
 if not torch.cuda.is_available():
     pytest.skip("needs a GPU, and finds none", allow_module_level=True)

@@ -11,7 +11,8 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models.vgg import cfgs as VGG_CHANNELS
 
 from rnlib.models import BasicBlock, Normalize, PadShortcut, resnet, vgg
-from rnlib.norms import NORMS, RobustNorm
+from rnlib.norms import RobustNorm
+from rnlib.other_norms import NORMS
 
 
 def images(n=2, channels=3, size=8):

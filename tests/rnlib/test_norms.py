@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rnlib.norms import NORMS, BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm, make_norm
+from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm
+from rnlib.other_norms import NORMS, make_norm
 
 RANGE_NORMS = {"robust_norm": (0.2, "mean"), "mean_range_norm": (1.0, "mean"), "min_max_norm": (1.0, "min")}
 

@@ -23,8 +23,8 @@ from rnlib import (
     use_statistics,
     vgg,
 )
-from rnlib.norms import BatchNorm, make_norm
-from rnlib.other_norms import BatchRenorm, FrozenNorm, WeightNorm
+from rnlib.norms import BatchNorm
+from rnlib.other_norms import BatchRenorm, FrozenNorm, WeightNorm, make_norm
 
 BATCH_NORMS = ["batch_renorm", "tracked_norm", "sigma_norm"]
 

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnlib import resnet, statistics_modes, track, use_statistics
-from rnlib.norms import BatchNorm, MinMaxNorm, Norm, RobustNorm, make_norm
+from rnlib.norms import BatchNorm, MinMaxNorm, Norm, RobustNorm
+from rnlib.other_norms import make_norm
 from rnlib.statistics import evaluation_mode
 
 each_batch_norm = pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def subject(run, images=IMAGES):
 @pytest.mark.parametrize("name", MEASUREMENTS)
 def test_every_measurement_keeps_rows_and_outcomes(run, name):
     table, outcomes = measured(run, name)
+    if name == "gradient_sources":  # a row an image, which says itself whether it is correct
+        assert not outcomes and set(table.correct) | set(table.survives) <= {True, False}
+        return
     assert len(table) == len(outcomes) > 1
     for row, correct in zip(table.itertuples(), outcomes.values(), strict=True):
         assert (row.n, row.correct) == (len(correct), correct.sum())

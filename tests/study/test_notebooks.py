@@ -17,6 +17,10 @@ from study.runs import ROOT, make_run
 PROFILE = str(Path(__file__).with_name("tiny.yml"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.md"))
 WORKERS = sorted((ROOT / "notebooks" / "workers").glob("*.ipynb"))
+# Those that show results; the others run networks.
+CHAPTERS = sorted(
+    path for folder in ("paper", "why") for path in (ROOT / "notebooks" / folder).glob("*.ipynb")
+)
 named = {"ids": lambda path: path.stem}
 
 
@@ -139,3 +143,20 @@ def test_a_worker_ends_well_where_training_diverged(path, empty, shell):
     shell.reset()
     for cell in (source, f"profile = {PROFILE!r}", *others):
         shell.run_cell(cell).raise_error()
+
+
+@pytest.mark.parametrize("path", CHAPTERS, **named)
+def test_a_chapter_runs_with_nothing_measured(path, empty, shell):
+    source, others = code(path)
+    shell.reset()
+    for cell in (source, "profile = 'paper'", *others):
+        shell.run_cell(cell).raise_error()
+
+
+@pytest.mark.parametrize("path", CHAPTERS, **named)
+def test_a_chapter_refuses_a_parameter_that_it_does_not_know(path):
+    source, others = code(path)
+    namespace = {}
+    exec(f"{source}\nnrom = 'x'", namespace)
+    with pytest.raises(ValueError, match=r"unknown parameter nrom.*profile"):
+        exec(others[0], namespace)

@@ -32,7 +32,7 @@ def expected(profile):
     needed = {run for run, _ in missing}
     needed |= {other_seed(run) for run, table in missing if table == "transfer_between_seeds"}
     jobs["train"] = sum(not (run.directory / store.WEIGHTS).exists() for run in needed)
-    return +jobs + Counter(["all", "book"])
+    return +jobs + Counter(book=1)
 
 
 def test_everything_is_missing_at_first(empty, processes):
@@ -49,11 +49,11 @@ def test_tables_that_are_there_cause_no_training_where_weights_are_not_kept(empt
         if (run, table) != (first, "statistics"):
             store.keep_rows(run.directory / f"{table}.csv", [])
     jobs, told = snakemake(processes, "-n")
-    assert jobs == Counter(train=1, probe=1, all=1, book=1) == expected(PROFILE)
+    assert jobs == Counter(train=1, probe=1, book=1) == expected(PROFILE)
     assert str(first.directory / store.WEIGHTS) in told
     assert not any(f"output: {run.directory / store.WEIGHTS}" in told for run in others)
     jobs, _ = snakemake(processes, "-n", config=f"profile={PROFILE} runs=existing")
-    assert jobs == Counter(all=1, book=1)
+    assert jobs == Counter(book=1)
     jobs, _ = snakemake(processes, "-n", "--", str(others[0].directory / "evaluations.csv"))
     assert not jobs
 

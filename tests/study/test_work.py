@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rnlib import Dataset, resnet, statistics_modes, tracked_statistics
+from rnlib import Dataset, tracked_statistics
 from rnlib.train import TrainingDiverged
 from study import networks, store, work
 from study.experiments import MEASUREMENTS, landscape
 from study.experiments.evaluations import attack_suite
-from study.networks import new_model, trained_model, training_set, training_settings
+from study.networks import trained_model, training_set
 from study.runs import make_run
 
 pytestmark = pytest.mark.usefixtures("small_images")
@@ -51,77 +51,6 @@ def weights(run, name=store.WEIGHTS):
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
-
-
-# -- networks
-
-
-def test_the_weights_of_a_run_come_from_its_seed_alone(monkeypatch):
-    state = torch.random.get_rng_state()
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "manual_seed", None)  # it would seed GPUs as well
-        first, again, other = (new_model(make_run(PROFILE, seed=seed)) for seed in (1, 1, 2))
-    assert torch.equal(torch.random.get_rng_state(), state)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        wanted = resnet(8, "batch_norm", width=4, num_classes=10, in_channels=1, mean=(0.286,), std=(0.353,))
-    assert same(first.state_dict(), again.state_dict())
-    assert same(first.state_dict(), wanted.state_dict())
-    assert not same(first.state_dict(), other.state_dict())
-
-
-@pytest.mark.parametrize(
-    ("chosen", "message"),
-    [
-        ({"norm": "x"}, r"norm is 'x', it must be one of batch_norm, robust_norm, .*norm_prop"),
-        ({"dataset": "x"}, r"dataset is 'x', it must be one of cifar10, .*fashion-mnist-sample"),
-        ({"architecture": "resnet21"}, r"6n \+ 2"),
-        ({"architecture": "lenet"}, r"architecture is 'lenet', .*resnet20, vgg<depth>.*resnet_released50"),
-        ({"schedule": "x"}, "schedule is 'x', it must be one of .*one_cycle"),
-        ({"norm": "batch_norm", "p": 0.2}, "does not take"),
-        ({"norm": "norm_prop", "p": 0.2}, "norm given by name"),
-    ],
-)
-def test_wrong_settings_are_refused_before_any_work(empty, chosen, message):
-    run = make_run(PROFILE, **chosen)
-    with pytest.raises(ValueError, match=message):
-        work.train_run(run)
-    if "schedule" not in chosen:
-        with pytest.raises(ValueError, match=message):
-            work.evaluate_run(run)
-    assert not empty.exists()
-
-
-@pytest.mark.parametrize("norm", networks.STUDY_NORMS)
-def test_the_norms_of_the_study_make_networks_that_learn(norm):
-    model = new_model(make_run("book", norm=norm))
-    assert statistics_modes(model) == (("none",) if norm == "norm_prop" else ("tracked", "batch"))
-    model(torch.rand(4, 3, 32, 32)).sum().backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_the_architectures_of_the_study_are_built():
-    model = new_model(make_run("book", architecture="resnet_released50", dataset="cifar100"))
-    parameters = sum(value.numel() for value in model.parameters())
-    assert parameters == 776_794 + 90 * (256 + 1)  # 90 classes more than the ten of the released code
-
-
-def test_the_paper_profile_attacks_as_the_released_code():
-    attack = training_settings(make_run("paper", training="adversarial")).attack
-    assert attack.steps == 10
-    # eps 0.03 after division by std (0.2023, 0.1994, 0.2010), steps of eps / 4
-    assert attack.eps == pytest.approx((0.03 * 0.2023, 0.03 * 0.1994, 0.03 * 0.2010))
-    assert attack.step_size == pytest.approx(tuple(e / 4 for e in attack.eps))
-    assert training_settings(make_run("paper")).attack is None
-
-
-def test_images_are_the_first_of_a_fixed_order():
-    run = make_run(PROFILE)
-    assert (len(training_set(run)), len(work.test_set(run)), len(work.test_set(run, 10))) == (200, 60, 10)
-    assert len(work.test_set(make_run(PROFILE, **LONGER))) == 20
-    assert torch.equal(work.test_set(run, 10).images, work.test_set(run).images[:10])
-    some = make_run(PROFILE, train_images=30)
-    assert torch.equal(training_set(some).images, training_set(run).images[:30])
 
 
 # -- training
