@@ -77,7 +77,7 @@ def verdict(claim_id: str, profile: str) -> Markdown:
     found = judge(claim_id, profile)
     look, _, symbol = LOOK[found.direction]
     head = f":::{{admonition}} {symbol} {found.direction.capitalize()}: {found.claim.text}"
-    head += f"\n:class: {look}\n:name: {anchor(claim_id)}\n\n*{_where(found)}.*\n"
+    head += f"\n:class: {look} dropdown\n:name: {anchor(claim_id)}\n\n*{_where(found)}.*\n"
     return Markdown("\n".join([head, *(f"- {_told(part)}" for part in found.parts), ":::"]))
 
 
@@ -123,6 +123,14 @@ def said(claim_id: str, profile: str, training: str) -> str:
     """The differences of a claim after a training as a phrase: "+20.9 points on average (...)"."""
     parts = [part for part in judge(claim_id, profile).parts if part.training == training]
     return "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
+
+
+def yes_or_no(claim_id: str, profile: str, training: str) -> str:
+    """The verdict on a claim after a training as the first word of an answer: "yes", "in part", ..."""
+    (part, *_) = [part for part in judge(claim_id, profile).parts if part.training == training]
+    yes, partly, no = WORDS[part.claim.kind]
+    words = {yes: "yes", partly: "in part", no: "no", INCONCLUSIVE: "unclear"}
+    return words.get(part.direction, "not tested at this budget")
 
 
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:

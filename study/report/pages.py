@@ -82,8 +82,19 @@ def _measured(profile: str, rows: pd.DataFrame) -> str:
         f"Profile `{profile}`, **{', '.join(map(name, rows.dataset.unique()))}**; {trained}, a budget"
         f" {budget}; trained in {' or '.join(sorted(kept))}, measured in float32;{images} seeds"
         f" {', '.join(map(str, sorted(rows.seed.unique())))}; code revision"
-        f" {', '.join(f'`{one}`' for one in rows.revision.unique())}; {', '.join(rows.device.unique())}."
+        f" {', '.join(f'`{one}`' for one in rows.revision.dropna().unique())};"
+        f" {', '.join(rows.device.dropna().unique())}."
     )
+
+
+def percent(profile: str, experiment: str = HEADLINE, *, table: str = "evaluations", **where: Any) -> str:
+    """An accuracy for a sentence, the mean over seeds where there are several: "49.2%".
+
+    Args:
+        table, where: its rows, see :func:`study.report.results.table`.
+    """
+    found = results.table(profile, table, experiment, **where).accuracy
+    return f"{found.mean():.1f}%" if len(found) else "(not measured yet)"
 
 
 def accuracies(profile: str, experiment: str = HEADLINE, **where: Any) -> pd.DataFrame | Markdown:

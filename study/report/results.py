@@ -27,6 +27,9 @@ COLUMNS = {
     "history": ["epoch", "train_loss", "train_accuracy", "val_loss_none", "val_accuracy_none"],
     "landscape": ["statistics", "a", "b", "loss"],
 }
+# Of measurements, what they vary and what they find besides accuracy.
+VARIED = ["crafted", "tested", "source", "eps", "size", "habit", "condition", "layer", "channel", "normaliser"]
+VARIED += ["shift_abs", "log_ratio_abs", "std", "largest", "quantity", "value"]
 
 
 def table(
@@ -64,7 +67,7 @@ def select(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
 def _read(profile: str, name: str) -> pd.DataFrame:
     paths = [(run, folder / f"{name}.csv") for run, folder in _folders(profile, results_folder(profile))]
     joined = _joined(tuple((run, path, path.stat().st_mtime_ns) for run, path in paths if path.exists()))
-    columns = ["run", "row", *SETTINGS, *COLUMNS.get(name, COLUMNS["evaluations"])]
+    columns = ["run", "row", *SETTINGS, "diverged", *COLUMNS.get(name, COLUMNS["evaluations"] + VARIED)]
     return pd.DataFrame(columns=columns) if joined is None else joined
 
 
