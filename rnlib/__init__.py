@@ -13,7 +13,7 @@ from rnlib.attacks import (
     paper_suite,
     success,
 )
-from rnlib.audit import BatchDependence, audit_batch_dependence
+from rnlib.audit import Audit, BatchDependence, Robustness, audit_batch_dependence
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
@@ -24,6 +24,7 @@ from rnlib.statistics import (
     Detached,
     batch_statistics,
     distance,
+    frozen,
     gradient_shares,
     recalibrate,
     statistics_modes,
@@ -31,19 +32,25 @@ from rnlib.statistics import (
     tracked_statistics,
     use_statistics,
 )
-from rnlib.strong_attacks import Among, Square, attack_neighbours
+from rnlib.strong_attacks import APGD, FPA, GMSA, Among, Square, attack_neighbours
+from rnlib.strongest import Budget, Strongest, strongest
 from rnlib.train import Training, TrainingDiverged, fit
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "APGD",
     "BIM",
+    "FPA",
+    "GMSA",
     "PGD",
     "PGDL2",
     "Among",
     "Attack",
+    "Audit",
     "BatchDependence",
     "BatchNorm",
+    "Budget",
     "CarliniWagner",
     "Dataset",
     "Detached",
@@ -57,7 +64,9 @@ __all__ = [
     "Norm",
     "Normalize",
     "RobustNorm",
+    "Robustness",
     "Square",
+    "Strongest",
     "Training",
     "TrainingDiverged",
     "attack_neighbours",
@@ -67,6 +76,7 @@ __all__ = [
     "distance",
     "evaluate",
     "fit",
+    "frozen",
     "gradient_shares",
     "load",
     "make_norm",
@@ -76,6 +86,7 @@ __all__ = [
     "recalibrate",
     "resnet",
     "statistics_modes",
+    "strongest",
     "success",
     "track",
     "tracked_statistics",

@@ -3,9 +3,6 @@
 The loss is summed over the batch and fooled images stay in it: under batch statistics the images attack
 together, and best versions of images (restarts, Carlini-Wagner) form a batch with statistics other than those
 that they were chosen under: judge the returned batch as a whole, as :func:`success` does.
-
-In this order: losses, the model under attack, the base class, balls, noise, attacks that follow a gradient
-(the loop of PGD is ``BIM._perturb``), Carlini-Wagner, the paper's choice, checks of what is given.
 """
 
 import math

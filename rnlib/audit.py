@@ -1,36 +1,35 @@
 """How much a model's answers for an image depend on the other images of its batch."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.attacks import Attack
+from rnlib.attacks import PGD, Attack, Pixels, success
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, batches, test_order
 from rnlib.evaluate import measure
-from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
+from rnlib.statistics import evaluation_mode, frozen, statistics_modes, use_statistics
+from rnlib.strongest import Budget, strongest
 
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")
 
 
 @dataclass(frozen=True)
 class BatchDependence:
-    """What one way of making batches does to the answers.
+    """What one way of making batches does to the answers; accuracies in percent.
 
     Attributes:
         statistics: ``"tracked"``, ``"batch"``, or ``"none"`` for a model without batch statistics.
-        composition: ``"mixed"`` (a random order), ``"reshuffled"`` (another one: the same images with other
-            neighbours) or ``"sorted"`` (by class, so that most batches hold one class).
-        batch_size: images a batch.
-        accuracy: in percent.
+        composition: ``"mixed"`` (a random order), ``"reshuffled"`` (another one: other neighbours) or
+            ``"sorted"`` (by class, so that most batches hold one class).
         changed: percent of images with another predicted class than in mixed batches of the largest size
             under the same statistics. 0 for a model that looks at each image by itself.
         moved: mean total variation distance between the class probabilities there and here, 0 to 1.
-        robust_accuracy: in percent under the attack, None without one.
+        robust_accuracy: under the attack, None without one.
     """
 
     statistics: str
@@ -42,29 +41,62 @@ class BatchDependence:
     robust_accuracy: float | None
 
 
+Interval = tuple[float, float, float]  # a difference in points, and the ends of its 95% interval
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """Accuracies in percent under PGD of 20 steps, and under :func:`rnlib.strongest`, by kind of statistics.
+
+    These are ``"batch"``, ``"tracked"``, ``"plain"`` (averages over given images), ``"clean twin"`` (of the
+    batch before the attack); or ``"none"``. Gains are those of ``"batch"`` over them, from a bootstrap over
+    images that leaves the batches as they are.
+    """
+
+    statistics: str
+    usual: float
+    strongest: float
+    usual_gain: Interval
+    gain: Interval
+
+
+@dataclass(frozen=True)
+class Audit:
+    """``table`` for each statistics mode, composition and size; ``robustness`` where eps is given.
+
+    The usual attack ``flatters`` if it gives batch statistics more over tracked ones than the strongest does.
+    """
+
+    table: list[BatchDependence]
+    robustness: list[Robustness]
+    sentence: str
+    flatters: bool
+
+
 def audit_batch_dependence(
     model: nn.Module,
     dataset: Dataset,
     *,
     batch_sizes: Sequence[int] = (2, 10, 100),
     attack: Attack | None = None,
+    eps: Pixels | None = None,
+    budget: str | Budget = "book",
+    plain: Iterable[Tensor] | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
-) -> list[BatchDependence]:
-    """Report how predictions and robustness move with batch size, batch composition and statistics mode.
+) -> Audit:
+    """Report how answers and robustness move with batch size, batch composition and statistics.
 
     Args:
-        model: any image classifier that takes images in [0, 1]; it is not changed. Native batch norms are
-            audited in a copy whose norms can be switched (:func:`rnlib.convert_norms`).
+        model: any classifier of images in [0, 1]; not changed, native batch norms are converted in a copy.
         dataset: images with labels; one that is a multiple of all batch sizes leaves no smaller last batch.
         batch_sizes: at least one, each >= 1. With batch statistics a batch norm after a 1 x 1 map needs 2.
         attack: untargeted, crafted on each batch as it is; None skips ``robust_accuracy``.
-        seed: of the two random orders and of the attack.
+        eps: radius of the attacks of ``robustness``, in batches of the largest size; None skips them.
+        budget: of :func:`rnlib.strongest`, which takes most of the time by far.
+        plain: batches of training images without augmentation, for the statistics of that name.
+        seed: of the two random orders and of the attacks.
         device: where to compute.
-
-    Returns:
-        One record for each statistics mode, composition and batch size; ``pandas.DataFrame(records)`` is a
-        table.
 
     Raises:
         ValueError: no image, no batch size or one below 1.
@@ -94,7 +126,48 @@ def audit_batch_dependence(
                     )
                     robust = _percent(correct)
                 records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
-    return records
+    most = max(records, key=lambda record: record.changed)
+    how = f"{most.composition} batches of {most.batch_size}, statistics {most.statistics}"
+    sentence = f"Up to {most.changed:.1f}% of {len(dataset)} answers change ({how})."
+    if eps is None:
+        return Audit(records, [], sentence, False)
+    *_, mode = statistics_modes(model)
+    static = {} if mode == "none" else {"tracked": frozen(model)}
+    if static and plain is not None:
+        static["plain"] = frozen(model, (x.to(device) for x in plain))
+    hits: dict[str, list[Tensor]] = {}  # what PGD and the strongest leave correct, (2, n)
+    stream = batches(dataset.subset(orders["mixed"]), max(batch_sizes), device=device)
+    with evaluation_mode(model), use_statistics(model, mode):
+        for index, (x, y) in enumerate(stream):
+            twin = {"clean twin": frozen(model, [x])} if static else {}
+            for name, kind in {mode: model, **static, **twin}.items():
+                chance = torch.Generator(device).manual_seed(100_003 * seed + index)
+                fooled = success(kind, PGD(eps)(kind, x, y, generator=chance), y)
+                found = strongest(kind, x, y, eps, budget=budget, sources=static, generator=chance)
+                hits.setdefault(name, []).append(torch.stack((~fooled, found.correct)).float().cpu())
+    left = {name: torch.cat(parts, 1) for name, parts in hits.items()}
+    robustness = [
+        Robustness(name, _percent(one[0]), _percent(one[1]), *map(_interval, left[mode] - one))
+        for name, one in left.items()
+    ]
+    first = robustness[0]
+    sentence += f" PGD leaves {first.usual:.1f}% correct, the strongest attack {first.strongest:.1f}%."
+    if not static:
+        return Audit(records, robustness, sentence, False)
+    best = max(robustness[1:], key=lambda record: record.strongest)
+    gains = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) for gain in (best.usual_gain, best.gain)]
+    usual, worst = left[mode] - left["tracked"]
+    flatters = _interval(usual - worst)[1] > 0
+    sentence += f" Over {best.statistics} statistics these are {gains[0]} and {gains[1]} points."
+    sentence += f" The usual attack {'flatters' if flatters else 'is not seen to flatter'} batch statistics."
+    return Audit(records, robustness, sentence, flatters)
+
+
+def _interval(values: Tensor) -> Interval:
+    """The mean of values (n,) in percent, and its 95% interval by bootstrap."""
+    chosen = torch.randint(len(values), (2000, len(values)), generator=torch.Generator().manual_seed(0))
+    low, high = 100 * values[chosen].mean(1).quantile(torch.tensor([0.025, 0.975]))
+    return _percent(values), low.item(), high.item()
 
 
 @torch.no_grad()

@@ -17,15 +17,10 @@ from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Outcome of one attack in one statistics mode.
+    """Outcome of one attack, by its name, in one mode of :func:`rnlib.statistics_modes`.
 
-    Attributes:
-        statistics: ``"tracked"``, ``"batch"``, or ``"none"`` for a model without batch statistics.
-        attack: the name that the attack was given.
-        correct: bool (n,), in the order of the data set: classified as the label.
-        loss: mean cross-entropy of the (attacked) images.
-        distance: float32 (n,), how far each image was moved, ||x_adv - x||_2 with pixels in [0, 1].
-        seconds: wall time.
+    ``correct``: bool (n,), in the order of the data set. ``loss``: mean cross-entropy of the attacked images.
+    ``distance``: float32 (n,), ||x_adv - x||_2 with pixels in [0, 1]. ``seconds``: wall time.
     """
 
     statistics: str

@@ -222,32 +222,36 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
     return model
 
 
+def frozen(model: nn.Module, images: Iterable[Tensor] | None = None) -> nn.Module:
+    """A copy, in evaluation mode, whose norms keep to given statistics whatever batch they see.
+
+    These are the tracked ones, or the average over batches of ``images`` (see :func:`recalibrate`, which
+    says what is raised). Parameters are shared with the model, which is left as it was.
+    """
+    twin = copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+    for layer in norm_layers(twin).values():
+        layer.statistics = "tracked"
+    return twin if images is None else recalibrate(twin, images)
+
+
 class Detached(nn.Module):
     """A model that normalises with the statistics of the batch, but through them passes no gradient.
 
-    An attack on it sees each image by itself: it takes account of the statistics as they are at each of its
-    steps, and not of how its own images move them. What attacks in batch mode gain beyond that is what images
-    do to each other.
+    An attack on it takes account of the statistics as they are at each of its steps, and not of how its own
+    images move them. Answers are those of batch statistics in evaluation mode, but for the variance, which is
+    the unbiased one of running averages, a factor n / (n - 1) for the n values of a channel.
 
-    Answers are those of batch statistics, but for the variance, which is the unbiased one of running
-    averages, a factor n / (n - 1) for the n values of a channel.
-
-    Args:
-        model: with norms of rnlib; copied, and used in evaluation mode.
-
-    Raises:
-        ValueError: the model has no norm with running statistics.
+    The model is copied but for its parameters; ValueError if it has no norm with running statistics.
     """
 
     def __init__(self, model: nn.Module):
         super().__init__()
-        norm_layers(model)
-        self.model = copy.deepcopy(model)
+        self.model = frozen(model)
         self.eval()
 
     def forward(self, x: Tensor) -> Any:
         recalibrate(self.model, [x.detach()])  # anew for every batch, so at every step of an attack
-        with evaluation_mode(self.model), use_statistics(self.model, "tracked"):
+        with evaluation_mode(self.model):
             return self.model(x)
 
 

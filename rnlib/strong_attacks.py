@@ -1,25 +1,201 @@
-"""Attacks beyond the paper's: without gradients, and by or among the other images of a batch."""
+"""Attacks beyond the paper's: steps that adapt, no gradients, batches whose statistics answer, neighbours."""
 
+import copy
 import math
+from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from rnlib.attacks import (
     BIM,
+    LOSSES,
     Attack,
+    Ball,
     Generator,
     Pixels,
     Task,
+    _GradientAttack,
     check_batch,
     check_count,
     check_pixels,
     column,
     draw,
+    gaps,
     per_channel,
 )
+from rnlib.statistics import frozen
+
+
+def dlr(logits: Tensor, y: Tensor, sign: int = 1, target: Tensor | None = None) -> Tensor:
+    """Difference of logits ratio (N,), whatever the logits' scale and shift (Croce & Hein, 2020, Eq 6 and 7).
+
+    sign times (largest other logit - z_y) / (z_1 - z_3), z_k the k-th largest; for a target (N,) times
+    (z_target - z_y) / (z_1 - (z_3 + z_4) / 2). Raises ValueError for fewer than 3 or 4 classes.
+    """
+    need = 3 if target is None else 4
+    if logits.shape[1] < need:
+        raise ValueError(f"dlr compares {need} logits and the model has {logits.shape[1]}: use 'margin'")
+    gap, top = gaps(logits, y), logits.topk(need).values
+    rise = gap.amax(1) if target is None else gap.gather(1, target[:, None])[:, 0]
+    return sign * rise / (top[:, 0] - top[:, 2:].mean(1)).clamp_min(1e-12)
+
+
+# For every attack that follows a gradient; without targets of its own, "dlr_targeted" aims at the runner-up.
+LOSSES["dlr"] = dlr
+LOSSES["dlr_targeted"] = lambda logits, y, sign: dlr(logits, y, sign, gaps(logits, y).argmax(1))
+
+
+def rank(fooled: Tensor, loss: Tensor) -> Tensor:
+    """Orders whole batches: by the number of images fooled, bool (N,), then by the mean of a loss (N,)."""
+    return fooled.sum() + F.softsign(loss.double().mean()) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(_GradientAttack):
+    """Auto-PGD in the l-inf ball (Croce & Hein, 2020): the size of its steps follows from how the loss goes.
+
+    It begins at 2 eps. At checkpoints, ever closer, it is halved and the search goes back to its best point,
+    if the loss rose in no more than 3 of 4 steps, or neither the best loss nor the size has changed since the
+    last one. An image keeps the point of largest margin; fooled ones are spared further runs.
+
+    Args:
+        eps, loss, targeted: as for :class:`BIM`; further losses are ``"dlr"`` and ``"dlr_targeted"``, which
+            takes a run for each of the ``target_classes`` likeliest at x beside y (one if ``targeted``).
+        steps, restarts: a run takes ``steps`` + 1 gradients; runs for each target, from random points.
+        joint: False gives each image its own step size and best point, which is sound where a model looks at
+            each by itself: under batch statistics that point was best among other neighbours than it is
+            returned with. True makes the batch one unit: its loss is the sum, and its best point that with
+            most images fooled, then of largest mean margin.
+    """
+
+    steps: int = 100
+    restarts: int = 1
+    target_classes: int = 9
+    joint: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("steps", "restarts", "target_classes"):
+            check_count(name, getattr(self, name))
+
+    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+        best, top = x.clone(), torch.full(task.y.shape, -math.inf, dtype=torch.float64, device=x.device)
+        targets: list[Tensor | None] = [None]
+        if self.loss == "dlr_targeted" and not self.targeted:
+            with torch.no_grad():
+                gap = gaps(task.logits(x), task.y)
+            targets = list(gap.topk(min(self.target_classes, gap.shape[1] - 1)).indices.T)
+        for target in targets * self.restarts:
+            left = torch.arange(len(x), device=x.device) if self.joint else (top <= 0).nonzero()[:, 0]
+            if not len(left):
+                break
+            part = copy.copy(task)
+            part.y = task.y[left]
+            if target is not None:
+                part.per_image = partial(dlr, target=target[left])
+            for adv, found in self._run(part, Ball(x[left], self.eps), generator):
+                best[left] = torch.where(column(found > top[left], x), adv, best[left])
+                top[left] = torch.maximum(found, top[left])
+        return best
+
+    def _run(self, task: Task, ball: Ball, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        """The points of one run, and how far each image, or the batch, has got there: float64 (N,)."""
+
+        def look(adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            leaf = adv.detach().requires_grad_()
+            logits = task.logits(leaf)
+            loss, margin = task.per_image(logits, task.y, task.sign), task.margin(logits.detach()).double()
+            gradient, loss = torch.autograd.grad(loss.sum(), leaf)[0], loss.detach()
+            if self.joint:
+                loss, margin = loss.sum().expand_as(loss), rank(margin > 0, margin).expand_as(margin)
+            return gradient, loss, margin
+
+        period, least, sooner = (max(1, int(share * self.steps)) for share in (0.22, 0.06, 0.03))
+        adv = best = old = ball.random(generator)
+        gradient, loss, reached = look(adv)
+        yield adv, reached
+        best_gradient, best_loss, before = gradient, loss, loss
+        step = 2 * ball.eps * torch.ones_like(column(loss, adv), dtype=adv.dtype)
+        rises, since, halved = torch.zeros_like(loss), 0, torch.ones_like(loss, dtype=torch.bool)
+        for i in range(self.steps):
+            ahead, pace = ball.project(adv + step * gradient.sign()), 0.75 if i else 1.0
+            old, adv = adv, ball.project(adv + pace * (ahead - adv) + (1 - pace) * (adv - old))
+            last, (gradient, loss, reached) = loss, look(adv)
+            yield adv, reached
+            better = column(loss > best_loss, adv)
+            best, best_gradient = torch.where(better, adv, best), torch.where(better, gradient, best_gradient)
+            best_loss, rises, since = torch.maximum(loss, best_loss), rises + (loss > last), since + 1
+            if since == period:
+                halved = (rises <= 0.75 * period) | (~halved & (before >= best_loss))
+                again = column(halved, adv)
+                step = torch.where(again, step / 2, step)
+                adv, gradient = torch.where(again, best, adv), torch.where(again, best_gradient, gradient)
+                rises, since, before, period = (
+                    torch.zeros_like(loss),
+                    0,
+                    best_loss,
+                    max(period - sooner, least),
+                )
+
+
+@dataclass(frozen=True)
+class GMSA(Attack):
+    """Greedy model space attack where answers depend on the batch (Chen et al., 2022, arXiv 2110.14735).
+
+    Each round freezes the statistics that the batch has by now, at first the clean one's, and attacks x with
+    those of all rounds so far: the loss is the ``"average"`` over them, or the ``"minimum"``, image by image.
+    Round r takes r times the attack's time and memory. Returned is the batch that does most harm to the model
+    itself, with the batch's own statistics (:func:`rank`). ValueError if the model has no norm of rnlib.
+    """
+
+    attack: Attack
+    _: KW_ONLY
+    rounds: int = 10
+    mode: str = "average"
+    cumulative = True
+
+    def __post_init__(self) -> None:
+        check_count("rounds", self.rounds)
+        if self.mode not in (modes := ("average", "minimum")) or self.attack.loss == "dlr_targeted":
+            need = f"mode must be one of {modes}, and the attack's loss not be dlr_targeted"
+            raise ValueError(f"mode is {self.mode!r} and loss is {self.attack.loss!r}: {need}")
+        for name in ("targeted", "loss"):  # as the base class reads them
+            object.__setattr__(self, name, getattr(self.attack, name))
+
+    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+        states, best, adv, top = list[nn.Module](), x, x, -math.inf
+        for _ in range(self.rounds):
+            states = [*states, frozen(task.model, [adv])] if self.cumulative else [frozen(task.model, [adv])]
+            adv = self.attack._perturb(_States(task, states, self.mode), x.clone(), generator)
+            if (harm := rank(*task.score(adv)).item()) > top:
+                best, top = adv, harm
+        return best
+
+
+class FPA(GMSA):
+    """Fixed point attack (Chen et al., 2022): :class:`GMSA` against the last round's statistics alone."""
+
+    cumulative = False
+
+
+class _States(Task):
+    """A task of several models: logits are (models, N, classes), of losses and margins one for each image."""
+
+    def __init__(self, task: Task, states: list[nn.Module], mode: str):
+        self.__dict__ |= task.__dict__
+        self.states, self.over = states, partial(torch.mean if mode == "average" else torch.amin, dim=0)
+        self.per_image = lambda logits, *to: self.over(torch.stack([task.per_image(z, *to) for z in logits]))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x) for model in self.states])
+
+    def margin(self, logits: Tensor) -> Tensor:
+        return self.over(torch.stack([super(_States, self).margin(each) for each in logits]))
 
 
 @dataclass(frozen=True)
@@ -27,16 +203,9 @@ class Square(Attack):
     """Random search over squares at the surface of the l-inf ball (Andriushchenko et al., 2020).
 
     A black box: it looks at no gradient, and so at no masked one. It starts from vertical stripes of +-eps.
-    Each query sets one random square of each image to +-eps per channel, and keeps it where the margin of the
-    true class falls; squares shrink along the original's schedule. All images of the batch propose at once,
-    and an image's proposal is judged in the batch of all proposals: under batch statistics the images couple,
-    as in every other attack here.
-
-    Args:
-        eps: radius in pixel units.
-        queries: forward passes after the first.
-        p: share of the pixels in the first squares, in (0, 1].
-        targeted: go towards the classes y.
+    Each of the ``queries`` sets one random square of each image to +-eps per channel, and keeps it where the
+    margin of the true class falls; squares shrink from a share ``p`` of the pixels, in (0, 1], along the
+    original's schedule. An image's proposal is judged in the batch of all proposals.
     """
 
     eps: Pixels
@@ -89,10 +258,7 @@ class Among(nn.Module):
     ``attack(Among(model, neighbours), x, y)`` attacks x while the neighbours stay as they are: what an
     attacker can do who controls a part of the batch.
 
-    Args:
-        model: any classifier.
-        neighbours: images (M, C, H, W), M >= 1; copied. They move with the module and are no part of its
-            ``state_dict``.
+    The neighbours (M, C, H, W), M >= 1, are copied, move with the module and are not in its ``state_dict``.
     """
 
     neighbours: Tensor
@@ -126,26 +292,12 @@ def attack_neighbours(
     steps: int = 20,
     step_size: Pixels | None = None,
 ) -> Tensor:
-    """Change the first images of a batch so that the *other* ones are misclassified.
+    """Change the first images of a batch, by :class:`BIM`, so that the *other* ones are misclassified.
 
-    Steps of step_size * sign(gradient of the summed cross-entropy of the untouched images), each projected to
-    the l-inf ball (Eq 2) of the attacked images. Without batch statistics there is nothing to gain: the
-    gradient is 0 (cf. Wu et al., 2023, who attack test-time adaptation this way).
+    Without batch statistics there is nothing to gain: the gradient of the others' summed cross-entropy is 0
+    (cf. Wu et al., 2023, who attack test-time adaptation this way).
 
-    Args:
-        model: attacked in the mode it is in and left as it was.
-        x: images (N, C, H, W) in [0, 1].
-        y: labels (N,).
-        attacked: how many, 1 to N - 1.
-        eps: radius in pixel units, one or one per channel.
-        steps: their number.
-        step_size: their size; None is eps / 10.
-
-    Returns:
-        The batch (N, C, H, W), of which only the first ``attacked`` images differ from x.
-
-    Raises:
-        TypeError, ValueError: unusable model, images, labels or options.
+    Returned is the batch (N, C, H, W), of which only the first ``attacked``, 1 to N - 1, differ from x.
     """
     check_batch(model, x, y)
     check_count("attacked", attacked)

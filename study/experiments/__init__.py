@@ -14,6 +14,7 @@ from study.experiments.batch import (
 from study.experiments.frozen_statistics import frozen_statistics, jitter
 from study.experiments.mechanism import gradient_sources, temperature
 from study.experiments.released_protocol import released_protocol
+from study.experiments.strongest import strongest
 from study.experiments.subject import Outcome, Subject
 from study.experiments.transfer import transfer, transfer_8px, transfer_between_seeds
 
@@ -39,6 +40,7 @@ MEASUREMENTS: dict[str, Experiment] = {
         activation_spreads,
         temperature,
         gradient_sources,
+        strongest,
     )
 }
 EVERY_NORM = (temperature,)  # also of networks without batch statistics

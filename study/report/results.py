@@ -28,7 +28,18 @@ COLUMNS = {
     "landscape": ["statistics", "a", "b", "loss"],
 }
 # Of measurements, what they vary and what they find besides accuracy.
-VARIED = ["crafted", "tested", "source", "eps", "size", "habit", "condition", "layer", "channel", "normaliser"]
+VARIED = [
+    "crafted",
+    "tested",
+    "source",
+    "eps",
+    "size",
+    "habit",
+    "condition",
+    "layer",
+    "channel",
+    "normaliser",
+]
 VARIED += ["shift_abs", "log_ratio_abs", "std", "largest", "quantity", "value"]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from rnlib.attacks import BIM, PGD, PGDL2, CarliniWagner, GaussianNoise, Grad, GradSign
+from rnlib import APGD, BIM, PGD, PGDL2, CarliniWagner, GaussianNoise, Grad, GradSign
 
 ALL = [
     GaussianNoise(0.1),
@@ -20,6 +20,8 @@ ALL = [
     PGDL2(0.1, steps=3),
     BIM(0.1, steps=3, loss="margin"),
     BIM(0.1, steps=3, loss="equal_weight"),
+    APGD(0.1, steps=3),
+    APGD(0.1, steps=2, restarts=2, loss="margin", joint=True),
     CarliniWagner(steps=3, initial_c=10, lr=0.1),
 ]
 TARGETED = [replace(a, targeted=True) for a in ALL[1:]]

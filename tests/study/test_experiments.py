@@ -1,6 +1,7 @@
 """Every experiment on a tiny run, against the public functions of rnlib that it stands on."""
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rnlib import PGD, Dataset, Norm, make_norm, measure, paper_eps, resnet, use_statistics
+from rnlib import PGD, Budget, Dataset, Norm, make_norm, measure, paper_eps, resnet, use_statistics
 from rnlib.data import test_order as mixed_order
+from rnlib.strongest import BUDGETS
 from study import store, work
 from study.experiments import MEASUREMENTS
 from study.experiments.activation_spreads import NORMALISERS, activation_spreads
@@ -33,6 +35,9 @@ EPS = paper_eps("fashion-mnist-sample")
 def shared(trained, monkeypatch):
     """One folder of results for all tests: what is measured once is there for the others."""
     monkeypatch.setenv("RNLIB_RESULTS", str(trained))
+    for name in ("book", "five times"):
+        monkeypatch.setitem(BUDGETS, name, Budget(steps=2, rounds=1, queries=2))
+    monkeypatch.setattr(sys.modules["study.experiments.strongest"], "SINGLE_IMAGES", 5)
 
 
 @pytest.fixture
@@ -132,6 +137,21 @@ def test_the_twin_is_the_clean_batch(run):
     """Statistics frozen at those of the clean batch: clean images are classified as in batch mode."""
     outcomes = measured(run, "frozen_statistics")[1]
     assert (outcomes["clean/twin"] == outcomes["clean/batch"]).mean() > 0.95  # but for unbiased variances
+
+
+def test_the_strongest_is_on_the_images_of_the_usual_evaluation_and_reshuffling_knows_them(run):
+    table, outcomes = measured(run, "strongest")
+    whole = table[table.threat == "all attacked"].set_index(["budget", "statistics"])
+    assert set(whole.loc["book"].index) == {"batch", "tracked", "plain", "twin"}
+    assert not table.attacks.dropna().str.contains("assembled").any()
+    assert whole.winners["book", "batch"].endswith(": 1")  # one batch
+    # All images are in one batch, whose order does not matter.
+    assert np.array_equal(outcomes["all attacked/book/batch"], outcomes["reshuffled/book/batch"])
+    alone = outcomes["one attacked/20 steps/batch"]
+    assert len(alone) == 5
+    for mode in ("batch", "tracked"):
+        assert whole.accuracy["book", mode] <= 100 * usual(run, None, mode).mean()
+    assert not list(run.directory.glob("checkpoint-*"))
 
 
 def test_jitter_moves_more_the_larger_it_is(run):
