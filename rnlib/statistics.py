@@ -6,7 +6,8 @@ Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -255,7 +256,8 @@ class Detached(nn.Module):
             return self.model(x)
 
 
-class GradientShares(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GradientShares:
     """Of each image of a batch the gradient at its pixels, by whose loss it comes from; float64 (N,) each.
 
     Attributes:

@@ -185,12 +185,9 @@ def execute(todo: Mapping[str, str], profile: str, *, executed: Path, jobs: int,
 def execute_one(name: str, fingerprint: str, profile: str, path: Path, run_cells: Callable) -> None:
     """Execute a chapter as papermill does, and write it without the cells that were put in for that."""
     notebook = load_notebook_node(str(ROOT / "notebooks" / f"{name}.ipynb"))
-    takes = next(
-        (cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])), ""
-    )
-    training = (
-        {"train": "none"} if "\ntrain:" in takes else {}
-    )  # a reader's page may train, the book's does not
+    given = [cell.source for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    # A page may train in a reader's Jupyter; in the book it takes stored weights.
+    training = {"train": "none"} if any("\ntrain:" in source for source in given) else {}
     notebook = parameterize_notebook(notebook, {"profile": profile} | training)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(f"exec({FRESH!r}, {{'shell': get_ipython()}})"))
     start = time.time()

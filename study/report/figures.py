@@ -88,7 +88,7 @@ def dots(
     shared |= {"order": _order(tidy, x), "dodge": 0.5 if len(how["hue_order"]) > 1 else False}
     shared |= WHOLE | {"linestyle": "none"}
     grid = _finished(sns.catplot(tidy, kind="point", markersize=5, **how | shared), xlabel, value, ylabel)
-    if sum(len(label) for label in shared["order"]) > 50:
+    if sum(len(str(label)) for label in shared["order"]) > 50:
         grid.tick_params(axis="x", rotation=30)
     if paper is not None:
         half = paper.ci95.fillna(0) if "ci95" in paper else 0.0

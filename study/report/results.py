@@ -28,19 +28,9 @@ COLUMNS = {
     "landscape": ["statistics", "a", "b", "loss"],
 }
 # Of measurements, what they vary and what they find besides accuracy.
-VARIED = [
-    "crafted",
-    "tested",
-    "source",
-    "eps",
-    "size",
-    "habit",
-    "condition",
-    "layer",
-    "channel",
-    "normaliser",
-]
-VARIED += ["shift_abs", "log_ratio_abs", "std", "largest", "quantity", "value"]
+VARIED = """crafted tested source eps size habit condition layer channel normaliser loss factor at batch_size
+    attacked changed composition epoch confidence vanished shift_abs log_ratio_abs std largest quantity value
+""".split()
 
 
 def table(

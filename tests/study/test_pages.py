@@ -1,6 +1,5 @@
 """What the narrative pages of the book say in code and in numbers is true."""
 
-import doctest
 import re
 from pathlib import Path
 
@@ -11,69 +10,33 @@ import torch
 from scipy import stats
 
 import rnlib
-from rnlib import norms
-from rnlib.data import STATISTICS
-from study.runs import PROFILES, grid, read_profile
+from rnlib import other_norms
 
-BOOK = Path(__file__).resolve().parents[1] / "book"
-PAGES = sorted(path.relative_to(BOOK).as_posix() for path in BOOK.rglob("*.md"))
+BOOK = Path(__file__).resolve().parents[2] / "book"
 WIDGET = (BOOK / "_static" / "popoviciu.html").read_text()
-
-
-def blocks(page, kind):
-    """The code blocks of a page in the given language."""
-    return re.findall(rf"^```{kind}\n(.*?)^```", (BOOK / page).read_text(), re.DOTALL | re.MULTILINE)
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "pycon")])
-def test_the_sessions_of_a_page_print_what_they_show(page):
-    test = doctest.DocTestParser().get_doctest("\n".join(blocks(page, "pycon")), {}, page, page, 0)
-    assert doctest.DocTestRunner().run(test).failed == 0
+PAGES = [*BOOK.glob("*.md"), *(BOOK.parent / "notebooks").rglob("*.md")]
 
 
 def test_the_example_of_a_norm_of_ones_own_works_in_both_modes(monkeypatch):
-    monkeypatch.setattr(norms, "NORMS", dict(norms.NORMS))  # the example adds to it
-    (code,) = blocks("run.md", "python")
+    monkeypatch.setattr(other_norms, "NORMS", dict(other_norms.NORMS))  # the example adds to it
+    (code,) = re.findall(
+        r"^```python\n(.*?)^```", (BOOK / "run_again.md").read_text(), re.DOTALL | re.MULTILINE
+    )
     exec(code, page := {})
     model, x = page["model"], torch.rand(4, 3, 16, 16)
     model.train()(x).sum().backward()
-    for statistics in rnlib.modes.STATISTICS_MODES:
+    for statistics in ("tracked", "batch"):
         with torch.no_grad(), rnlib.use_statistics(model.eval(), statistics):
             assert model(x).isfinite().all()
 
 
 def test_each_equation_of_the_paper_is_there_once_with_its_own_number():
-    text = "".join((BOOK / page).read_text() for page in PAGES)
+    text = "".join(page.read_text() for page in PAGES)
     labels = [int(number) for number in re.findall(r"^\(eq-(\d+)\)=$", text, re.MULTILINE)]
     assert sorted(labels) == list(range(1, 15))
     for number in labels:
         following = text.split(f"(eq-{number})=\n")[1]
         assert re.search(r"\\tag\{(\d+)\}", following)[1] == str(number)
-
-
-def rows(page):
-    """The cells of all table rows of a page, bold removed."""
-    lines = (BOOK / page).read_text().replace("*", "").splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-
-
-def test_the_page_on_running_has_the_numbers_of_the_profiles():
-    (runs,) = [row[1:] for row in rows("run.md") if row[0] == "Runs"]
-    assert [int(count) for count in runs] == [len(grid(profile)) for profile in PROFILES]
-    (images,) = [row[1:] for row in rows("run.md") if row[0] == "Test images"]
-    wanted = [f"{read_profile(profile)['evaluation']['images']:,}" for profile in PROFILES]
-    assert images == wanted
-
-
-def test_the_tables_of_units_are_right():
-    std = np.mean(STATISTICS["cifar10"][1])
-    cells = rows("background/units.md")
-    paper = [row[1:] for row in cells if len(row) == 4 and row[1].startswith("0")]
-    usual = [row[::-1] for row in cells if len(row) == 3 and row[0].isdigit()]
-    assert (len(paper), len(usual)) == (9, 5)
-    for normalised, pixel, of_255 in [map(float, row) for row in paper + usual]:
-        assert pixel == pytest.approx(normalised * std, rel=0.06)  # two digits
-        assert of_255 == pytest.approx(255 * normalised * std, rel=0.03)
 
 
 def shapes(n):
