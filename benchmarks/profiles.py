@@ -65,7 +65,7 @@ def forward_flops(architecture: str, width: int | None, dataset: str) -> int:
 @cache
 def modes(norm: str) -> int:
     """How many statistics modes a network with this norm is measured in."""
-    return len(statistics_modes(resnet(8, norm, width=8)))
+    return len(statistics_modes(new_model(make_run("book", norm=norm, architecture="resnet8", width=8))))
 
 
 @cache

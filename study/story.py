@@ -116,9 +116,10 @@ def dial(profile: str) -> Figure:
     """Accuracy under PGD against the factor on the outputs: a panel for each kind of network and loss."""
     rows = table(profile)
     rows = rows[rows.loss.isin(["cross_entropy", "equal_weight"]) & rows.network.isin([*OTHERS[:3], CENTRAL])]
-    told = rows.loss.map({"cross_entropy": "cross-entropy", "equal_weight": "equal weights"})
+    told = {"cross_entropy": "cross-entropy", "equal_weight": "equal weights"}
+    panels = [f"{one}, {told[loss]}" for one, loss in zip(rows.network, rows.loss, strict=True)]
     return figures.lines(
-        rows.assign(panel=rows.network + ", " + told),
+        rows.assign(panel=panels),
         x="factor",
         hue="statistics",
         panel="panel",

@@ -237,5 +237,6 @@ def show(figure: Figure, *, caption: str, alt: str) -> HTML:
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
     source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
-    image = f'<img src="{source}" alt="{escape(alt)}" style="width:100%;background:white">'
+    style = f"width:{96 * figure.get_figwidth():.0f}px;max-width:100%;background:white"
+    image = f'<img src="{source}" alt="{escape(alt)}" style="{style}">'
     return HTML(f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>')

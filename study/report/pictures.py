@@ -47,19 +47,14 @@ def gradient_sources(
     """
     import seaborn as sns
 
-    tidy = pd.DataFrame(
-        {"own loss": own, "other images' losses": others, "image": np.where(fooled, "fooled", "still right")}
-    )
-    grid = sns.relplot(
-        tidy,
-        x="own loss",
-        y="other images' losses",
-        hue="image",
-        hue_order=["still right", "fooled"],
-        height=3.6,
-    )
+    told = np.where(fooled, "fooled", "still right")
+    tidy = pd.DataFrame({"own": own, "others": others, "image": told})
+    look = {"hue": "image", "hue_order": ["still right", "fooled"], "height": 3.4, "aspect": 1.5}
+    grid = sns.relplot(tidy, x="own", y="others", **look)
     grid.ax.axline((1, 1), slope=1, color="0.5", linewidth=1, zorder=0)
-    grid.set(xscale="log", yscale="log")
-    grid.set_axis_labels("gradient from the image's own loss", "gradient from its neighbours' losses")
+    positive = np.concatenate([own, others])[np.concatenate([own, others]) > 0]
+    limits = (positive.min() / 2, positive.max() * 2)
+    grid.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
+    grid.set_axis_labels("gradient from the image's own loss", "from its neighbours' losses")
     figure: Figure = grid.figure
     return figure

@@ -206,8 +206,8 @@ def test_no_chapter_shows_a_warning_of_the_code_that_it_ran_or_an_object_without
 
 def test_every_notebook_but_the_workers_is_in_the_table_of_contents():
     folder = ROOT / "notebooks"
-    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.glob("*/*.ipynb")}
-    names = {name for name in names if not name.startswith("workers/")} | {"index"}
+    names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.ipynb")}
+    names = {name for name in names if not name.startswith("workers/")}
     assert set(book.chapters()) == names
 
 

@@ -455,7 +455,7 @@ def test_the_ledger_shows_what_there_is_and_what_there_is_not():
     evaluate(as_in_the_paper, norm="batch_norm", training="natural", architecture="resnet20")
     box = ledger.verdict("table2-attacks", "book").data
     assert box.startswith(":::{admonition} ✓ Reproduced: The same BatchNorm network")
-    assert "\n:class: tip\n:name: claim-table2-attacks\n" in box
+    assert "\n:class: tip dropdown\n:name: claim-table2-attacks\n" in box
     assert "- Natural training: **reproduced**. After 100 epochs (the paper: 164): +20.4 points" in box
     assert "After 8 epochs: +20.4 points on average" in box
     assert f"- Adversarial training: **{UNTESTED}**." in box

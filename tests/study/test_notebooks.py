@@ -45,7 +45,7 @@ def outputs(path):
 def code(path):
     """Its cell of parameters, and the sources of the code cells behind."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert cells[0].metadata.tags == ["parameters"]
+    assert "parameters" in cells[0].metadata.tags
     return cells[0].source, [cell.source for cell in cells[1:]]
 
 
