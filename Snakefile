@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from study import store
-from study.runs import ROOT, grid, other_seed, results_folder, tables
+from study.runs import ROOT, WORKERS, grid, other_seed, results_folder, tables
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two jobs of one thread do more work than one job of two
 PROFILE = config.get("profile", "quick")
@@ -23,7 +23,6 @@ NAME = Path(PROFILE).stem
 FOLDER = results_folder(NAME)  # where the notebooks write
 if FOLDER.is_relative_to(ROOT):
     FOLDER = FOLDER.relative_to(ROOT)
-WORKERS = {"evaluations": "evaluate", "statistics": "probe", "landscape": "landscape"}
 MEASURED = sorted({table for _, table in tables(PROFILE)} - set(WORKERS))
 WANTED = [f"{FOLDER}/{run.name}/{table}.csv" for run, table in tables(PROFILE)]
 MISSING = [] if config.get("runs") == "existing" else [file for file in WANTED if not os.path.exists(file)]
@@ -49,7 +48,7 @@ def command(worker, more=""):
 
 localrules: book
 
-rule book:  # without output, as it finds out itself what of it is outdated
+rule book:  # without output, as it is made anew every time
     input:
         MISSING,
     shell:

@@ -47,9 +47,9 @@ def write(folder: Path) -> None:
     """Write a page for each module, and append what ``import rnlib`` offers to the index."""
     for module in modules():
         (folder / f"rnlib.{module}.md").write_text(module_page(module))
-    items = []
+    items = ["", "```{eval-rst}"]
     for name, module in sorted(exported().items()):
         summary = (ast.get_docstring(definitions(module)[name]) or "").partition("\n\n")[0]
         items.append(f"- :py:obj:`rnlib.{name}`: {' '.join(summary.split())}")
     with (folder / "index.md").open("a") as index:
-        index.write("\n".join(["", "```{eval-rst}", *items, "```", ""]))
+        index.write("\n".join([*items, "```", ""]))

@@ -1,9 +1,7 @@
 """The network and the images of a run: what its settings mean."""
 
 import re
-from collections.abc import Callable, Iterable
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,40 +14,29 @@ from rnlib.other_norms import NORMS
 from study import norm_propagation, released, store
 from study.runs import Run, evaluation_images
 
-# What only this study has, beside the norms and architectures of rnlib.
-STUDY_NORMS = released.NORMS | norm_propagation.NORMS
-STUDY_ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"resnet_released50": released.resnet_released50}
-
-
-def _check(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(known)}")
+STUDY_NORMS = released.NORMS | norm_propagation.NORMS  # what only this study has, beside those of rnlib
 
 
 def new_model(run: Run) -> nn.Module:
     """The network with weights drawn from the seed, without touching the global random state.
 
-    Raises:
-        ValueError: unknown data set, architecture or norm (those known are named), p for a norm without.
+    ValueError for an unknown data set, architecture or norm (those known are named), or p for a norm without.
     """
-    _check("dataset", run.dataset, STATISTICS)
-    _check("norm", run.norm, dict.fromkeys([*NORMS, *STUDY_NORMS]))
+    found = re.fullmatch(r"(resnet|vgg)(\d+)", run.architecture)
+    for key, known in {"dataset": [*STATISTICS], "norm": [*(NORMS | STUDY_NORMS)]}.items():
+        if getattr(run, key) not in known:
+            raise ValueError(f"{key} is {getattr(run, key)!r}, it must be one of {', '.join(known)}")
+    if not found:
+        raise ValueError(f"architecture is {run.architecture!r}, it must be such as resnet20 or vgg11")
     mean, std = STATISTICS[run.dataset]
     classes = 100 if run.dataset == "cifar100" else 10
     options: dict[str, Any] = {"num_classes": classes, "in_channels": len(mean), "mean": mean, "std": std}
     options |= {key: getattr(run, key) for key in ("p", "width") if getattr(run, key) is not None}
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(run.seed)  # torch.manual_seed seeds GPUs as well
-        build = _architecture(run.architecture)
-        return norm_propagation.reparametrize(build(STUDY_NORMS.get(run.norm, run.norm), **options))
-
-
-def _architecture(name: str) -> Callable[..., nn.Module]:
-    if found := re.fullmatch(r"(resnet|vgg)(\d+)", name):
-        return partial({"resnet": resnet, "vgg": vgg}[found[1]], int(found[2]))
-    known = ["resnet<depth> such as resnet20", "vgg<depth> such as vgg11", *STUDY_ARCHITECTURES]
-    _check("architecture", name, known)
-    return STUDY_ARCHITECTURES[name]
+        build = {"resnet": resnet, "vgg": vgg}[found[1]]
+        model = build(int(found[2]), STUDY_NORMS.get(run.norm, run.norm), **options)
+        return norm_propagation.reparametrize(model)
 
 
 def training_settings(run: Run) -> Training:
@@ -79,10 +66,7 @@ def mixed(dataset: Dataset, images: int, seed: int = 0) -> Dataset:
 
 
 def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
-    """The network of a finished run, on the CPU and in evaluation mode.
-
-    Args:
-        epoch: one of the run's snapshots; None is the end of training.
+    """The network of a finished run, or after one of its snapshots' epochs, on the CPU, in evaluation mode.
 
     Raises:
         FileNotFoundError: the weights are not there; the message has the command that makes them.

@@ -11,14 +11,13 @@ from rnlib.norms import NoNorm
 
 
 class NormProp(NoNorm):
-    """The place of a norm in a network that :func:`reparametrize` changes around it; itself a learned shift.
-
-    Args:
-        num_features: channels C of the (N, C, ...) input.
-    """
+    """The place of a norm in a network that :func:`reparametrize` changes; itself a learned shift."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__(num_features, bias=True)
+
+
+NORMS = {"norm_prop": NormProp}  # to build a network with before :func:`reparametrize` completes it
 
 
 class NormalizedReLU(nn.Module):
@@ -56,7 +55,3 @@ def reparametrize(model: nn.Module) -> nn.Module:
         if isinstance(residual, nn.Sequential) and isinstance(residual[-1], NormProp):
             parent.activation = NormalizedReLU(2)
     return model
-
-
-NORMS = {"norm_prop": NormProp}
-"""The norm of this module by name, to build a network with before :func:`reparametrize` completes it."""

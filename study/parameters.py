@@ -11,29 +11,22 @@ KERNEL = {"In", "Out"}  # the only plain values that a fresh kernel defines with
 
 
 def parameters(namespace: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The parameters that a notebook was given, by name.
+    """The parameters that a notebook was given, by name; ValueError for one that is not ``known``.
 
-    Args:
-        namespace: ``globals()``, right after the parameters cell, before any other value is assigned.
-        known: the names that the notebook understands.
-
-    Raises:
-        ValueError: a name that is not known, with the list of those that are.
+    The namespace is ``globals()``, right after the parameters cell, before any other value is assigned.
     """
     given = {name: value for name, value in namespace.items() if isinstance(value, VALUES)}
     given = {name: value for name, value in given.items() if not name.startswith("_") and name not in KERNEL}
     if unknown := sorted(set(given) - set(known)):
-        raise ValueError(
-            f"unknown parameter {', '.join(unknown)}; this notebook takes {', '.join(sorted(known))}"
-        )
+        takes = ", ".join(sorted(known))
+        raise ValueError(f"unknown parameter {', '.join(unknown)}; this notebook takes {takes}")
     return given
 
 
 def chosen_run(namespace: Mapping[str, Any], *others: str) -> tuple[Run, dict[str, Any]]:
     """The run that a worker was given the settings of, and its other parameters by name.
 
-    Raises:
-        ValueError: an unknown parameter, or a setting of a wrong type or value (what is allowed is said).
+    ValueError for an unknown parameter, or a setting of a wrong type or value (what is allowed is said).
     """
     given = parameters(namespace, [*(field.name for field in fields(Run)), *others])
     return make_run(**{name: given.pop(name) for name in list(given) if name not in others}), given

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -25,6 +25,7 @@ COMPUTATION = ("precision", "compile", "channels_last", "snapshots")
 HEADLINE = "headline"
 MATCHED_EPOCHS = {"natural": 100, "adversarial": 40}
 PAPER_DROP = 120 / 164  # the share of the epochs after which the paper divides the learning rate by ten
+WORKERS = {"evaluations": "evaluate", "statistics": "probe", "landscape": "landscape"}  # else: measure
 BATCH_SIZE = 100  # of test images, wherever weights are measured
 # What a setting may be, by its type (or name): in words, and as a test.
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
@@ -46,60 +47,44 @@ def results_folder(profile: str) -> Path:
 class Run:
     """Every setting of a training; :func:`make_run` fills in what a profile says.
 
-    Attributes:
-        profile: quick, book or paper, or the path of a profile's file.
-        experiment: the set of trainings that the run belongs to; a profile may give each settings of its own.
-        dataset: a name of ``rnlib.data.STATISTICS``.
-        architecture: resnet<depth>, resnet_released50 or vgg<depth>.
-        norm, p: see :func:`study.networks.new_model`; p is None for norms without a power.
-        training: natural or adversarial.
-        seed: of the weights and of everything in :class:`rnlib.Training`.
-        width: channels of the first stage, None for the architecture's own.
-        eps: radius of the PGD of adversarial training in normalised units, 0.03 in the paper.
-        attack_steps, attack_step: its number of steps, and their size as a fraction of eps.
-        train_images: train on the first so many of a fixed permutation, None for all.
-        validation_images: test images measured after each epoch; nothing is chosen by them.
-        snapshots: epochs after which the weights are kept as well, ``snapshot<epoch>.safetensors``.
-        epochs, batch_size, lr, momentum, weight_decay, schedule, milestones, clip, crafting, augment,
-            label_smoothing, precision, channels_last, compile: see :class:`rnlib.Training`.
+    Those without a comment are explained by :class:`rnlib.Training`.
     """
 
-    profile: str
-    dataset: str
-    architecture: str
-    norm: str
-    training: str
-    seed: int
+    profile: str  # quick, book or paper, or the path of a profile's file
+    dataset: str  # a name of rnlib.data.STATISTICS
+    architecture: str  # resnet<depth> or vgg<depth>
+    norm: str  # see study.networks.new_model
+    training: str  # natural or adversarial
+    seed: int  # of the weights, and of everything in rnlib.Training
     epochs: int
     batch_size: int
     lr: float
     schedule: str
     weight_decay: float
     crafting: str
-    attack_steps: int
-    attack_step: float
-    validation_images: int
+    attack_steps: int  # of the PGD of adversarial training
+    attack_step: float  # their size as a fraction of eps
+    validation_images: int  # test images measured after each epoch; nothing is chosen by them
     momentum: float = 0.9
     milestones: tuple[int, ...] = ()
     clip: float | None = None
     augment: bool = True
     label_smoothing: float = 0.0
-    p: float | None = None
+    p: float | None = None  # of the norm, None for norms without a power
     precision: str = "float32"
     channels_last: bool = True
     compile: bool = False
-    experiment: str = HEADLINE
-    width: int | None = None
-    eps: float = 0.03
-    train_images: int | None = None
-    snapshots: tuple[int, ...] = ()
+    experiment: str = HEADLINE  # the set of trainings it belongs to; a profile may give each its own settings
+    width: int | None = None  # channels of the first stage, None for the architecture's own
+    eps: float = 0.03  # radius of the PGD of adversarial training in normalised units, 0.03 in the paper
+    train_images: int | None = None  # train on the first so many of a fixed permutation, None for all
+    snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept as well
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value, optional = getattr(self, field.name), isinstance(field.type, UnionType)
             value = tuple(value) if isinstance(value, list) else value
-            kind = get_args(field.type)[0] if optional else field.type
-            words, fits = KINDS[field.name if field.name in KINDS else kind]
+            words, fits = KINDS.get(field.name) or KINDS[get_args(field.type)[0] if optional else field.type]
             if not (optional and value is None) and not fits(value):
                 raise ValueError(f"{field.name} is {value!r}, it must be {words}")
             object.__setattr__(self, field.name, value)
@@ -110,10 +95,9 @@ class Run:
     def _other(self) -> dict[str, Any]:
         """The settings of what is trained that are neither in the name nor the profile's."""
         usual = asdict(make_run(**{key: getattr(self, key) for key in IDENTITY}))
-        here = {key: value for key, value in asdict(self).items() if key not in COMPUTATION}
-        return {key: value for key, value in here.items() if usual[key] != value}
+        return {k: v for k, v in asdict(self).items() if k not in COMPUTATION and usual[k] != v}
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Name of the folder: what is trained, and a hash where other settings are not the profile's."""
         norm = self.norm if self.p is None else f"{self.norm}-p{self.p:g}"
@@ -124,12 +108,11 @@ class Run:
     @property
     def options(self) -> str:
         """The settings that tell the run from others, as options of papermill."""
-        chosen = {key: getattr(self, key) for key in IDENTITY} | self._other
-        return " ".join(
-            f"-y '{key}: {list(value)}'" if isinstance(value, tuple) else f"-p {key} {value}"
-            for key, value in chosen.items()
-            if value is not None
-        )
+        chosen = {
+            key: getattr(self, key) for key in IDENTITY if key != "p" or self.p is not None
+        } | self._other
+        told = {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
+        return " ".join(f"-y '{k}: {v}'" if isinstance(v, list) else f"-p {k} {v}" for k, v in told.items())
 
     @property
     def hash(self) -> str:
@@ -164,23 +147,6 @@ def read_profile(profile: str) -> dict[str, Any]:
     raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}, or the path of a .yml file")
 
 
-def _settings(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile's settings for a choice of norm, training, ..., overridden by the choice."""
-    profile = read_profile(chosen["profile"])
-    chosen = {key: value for key, value in chosen.items() if value is not None}
-    norm, training = chosen.get("norm", "batch_norm"), chosen.get("training", "natural")
-    if training not in TRAININGS:
-        raise ValueError(f"training is {training!r}, it must be one of {TRAININGS}")
-    experiments = {HEADLINE: {}} | profile.get("experiments", {})
-    if (name := chosen.get("experiment", HEADLINE)) not in experiments:
-        raise ValueError(f"experiment is {name!r}, it must be one of {', '.join(experiments)}")
-    experiment = dict(experiments[name])
-    budgets = {key: experiment.pop(key, {}) for key in TRAININGS}
-    settings = DEFAULTS | {"norm": norm, "training": training, "seed": 0}
-    settings |= profile["defaults"] | profile[training] | profile["norms"].get(norm, {})
-    return settings | experiment | budgets[training] | chosen
-
-
 def make_run(profile: str, **chosen: Any) -> Run:
     """The run of a profile with some settings chosen; None stands for the profile's value.
 
@@ -192,9 +158,19 @@ def make_run(profile: str, **chosen: Any) -> Run:
     known = [field.name for field in fields(Run)]
     if unknown := sorted(set(chosen) - set(known)):
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(known)}")
-    settings = _settings({"profile": profile, **chosen})
-    run, kept = Run(**settings | {"snapshots": ()}), settings["snapshots"]
-    if chosen.get("snapshots") is None:
+    contents, given = read_profile(profile), {key: one for key, one in chosen.items() if one is not None}
+    usual = {"norm": "batch_norm", "training": "natural", "seed": 0, "experiment": HEADLINE}
+    wanted: dict[str, Any] = usual | given
+    norm, training, name = wanted["norm"], wanted["training"], wanted["experiment"]
+    experiments = {HEADLINE: {}} | contents.get("experiments", {})
+    for key, allowed in {"training": TRAININGS, "experiment": (*experiments,)}.items():
+        if wanted[key] not in allowed:
+            raise ValueError(f"{key} is {wanted[key]!r}, it must be one of {allowed}")
+    settings = DEFAULTS | contents["defaults"] | contents[training] | contents["norms"].get(norm, {})
+    settings |= experiments[name] | experiments[name].get(training, {}) | wanted | {"profile": profile}
+    kept = settings["snapshots"]
+    run = Run(**{key: settings[key] for key in known if key in settings} | {"snapshots": ()})
+    if "snapshots" not in given:
         kept = [epoch for epoch in kept if epoch <= run.epochs]
     return replace(run, snapshots=kept)
 
@@ -219,23 +195,13 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def measured(profile: str) -> list[tuple[Run, str]]:
-    """The runs of a profile that are measured, each with the name of a measurement, no pair twice."""
-    pairs = [
-        (run, name)
-        for block in read_profile(profile)["measurements"]
-        for run in chosen_runs(profile, block["runs"])
-        for name in block["names"]
-    ]
-    return list(dict.fromkeys(pairs))
-
-
 def tables(profile: str) -> list[tuple[Run, str]]:
-    """All that a profile measures: its runs, each with the name of a table, ``<name>.csv`` in its folder."""
-    pairs = [(run, "evaluations") for run in grid(profile)]
-    for name in ("statistics", "landscape"):
-        pairs += [(run, name) for run in chosen_runs(profile, read_profile(profile)[name]["runs"])]
-    return pairs + measured(profile)
+    """What a profile measures, no pair twice: its runs, each with a table, ``<name>.csv`` in its folder."""
+    contents, pairs = read_profile(profile), [(run, "evaluations") for run in grid(profile)]
+    blocks = [contents[name] | {"names": [name]} for name in ("statistics", "landscape")]
+    for block in blocks + contents["measurements"]:
+        pairs += [(run, name) for run in chosen_runs(profile, block["runs"]) for name in block["names"]]
+    return list(dict.fromkeys(pairs))
 
 
 def other_seed(run: Run) -> Run:

@@ -22,31 +22,16 @@ from numpy.typing import NDArray
 from study.runs import COMPUTATION, DEFAULTS, Run
 
 WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
-EVALUATIONS, STATISTICS = "evaluations.csv", "statistics.csv"
-LANDSCAPE, SHARPNESS = "landscape.csv", "sharpness.csv"
 DIVERGED = "diverged.json"  # in place of weights: where training stopped being finite
 CHECKPOINT = "checkpoint.pt"  # only while a run is at work
 FILES = "files.json"
+unfinished = "checkpoint-{}.pt".format  # what is measured so far of a table, only while a run is at work
+snapshot = "snapshot{}.safetensors".format  # the weights after an epoch of a run that keeps snapshots
 PROVENANCE = ("config_hash", "fingerprint", "rnlib", "revision", "torch", "device", "threads")
 
 
 class DamagedFile(ValueError):
     """A stored file is not what was written."""
-
-
-def unfinished(table: str) -> str:
-    """The file with what has been measured so far of a table, only while a run is at work."""
-    return f"checkpoint-{table}.pt"
-
-
-def snapshot(epoch: int) -> str:
-    """The file with the weights after an epoch of a run that keeps snapshots."""
-    return f"snapshot{epoch}.safetensors"
-
-
-def checksum(path: Path) -> str:
-    """The sha256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
@@ -70,35 +55,33 @@ def keep(path: Path, writer: Callable[[Path], Any], origin: Mapping[str, Any] | 
 
     def written(temporary: Path) -> None:
         writer(temporary)
-        note: dict[str, Any] = {"sha256": checksum(temporary)}
+        note = {"sha256": _checksum(temporary)} | ({"provenance": dict(origin)} if origin else {})
         with _locked(path.parent):
-            notes = _notes(path.parent) | {path.name: note | ({"provenance": dict(origin)} if origin else {})}
-            write_json(path.parent / FILES, dict(sorted(notes.items())))
+            notes = _notes(path.parent) | {path.name: note}
+            write(path.parent / FILES, as_json(dict(sorted(notes.items()))))
 
     write(path, written)
 
 
 def check(path: Path) -> dict[str, Any]:
-    """The provenance that was noted of a file.
-
-    Raises:
-        DamagedFile: nothing was noted of it, or its checksum is another.
-    """
+    """The provenance noted of a file; :class:`DamagedFile` if nothing was, or its checksum is another."""
     note = _notes(path.parent).get(path.name)
     if note is None:
         raise DamagedFile(f"{path} is not listed in {FILES} beside it: remove it, and it is made again")
-    if note["sha256"] != checksum(path):
+    if note["sha256"] != _checksum(path):
         fix = "restore it (git checkout), or remove it, and it is made again"
         raise DamagedFile(f"{path} was changed or damaged: its sha256 is not the one in {FILES}; {fix}")
     return note.get("provenance", {})
 
 
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _notes(directory: Path) -> dict[str, Any]:
     path = directory / FILES
-    if not path.exists():
-        return {}
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text()) if path.exists() else {}
     except ValueError as error:
         raise DamagedFile(f"{path} is not JSON ({error}): restore it (git checkout)") from error
 
@@ -120,11 +103,6 @@ def as_json(value: Any) -> Callable[[Path], Any]:
     return lambda file: file.write_text(json.dumps(value, indent=2) + "\n")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """:func:`write` JSON."""
-    write(path, as_json(value))
-
-
 def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     """A finished table. What is the same in all rows of their provenance is noted, and no column.
 
@@ -139,11 +117,7 @@ def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A finished table with its provenance as columns.
-
-    Raises:
-        DamagedFile: see :func:`check`.
-    """
+    """A finished table with its provenance as columns; raises as :func:`check`."""
     origin = check(path)
     return pd.read_csv(path).assign(**origin)
 
@@ -151,8 +125,7 @@ def read_table(path: Path) -> pd.DataFrame:
 def read_config(run: Run) -> dict[str, Any]:
     """What ``config.json`` in the folder of a run holds: ``settings`` and ``provenance``; empty without one.
 
-    Raises:
-        ValueError: these are the settings of another run, for the name of a folder has only some of them.
+    ValueError if these are the settings of another run, for the name of a folder has only some of them.
     """
     path = run.directory / CONFIG
     if not path.exists():
@@ -162,10 +135,8 @@ def read_config(run: Run) -> dict[str, Any]:
     there = defaults | config["settings"]  # a setting that was added later has its default in an older run
     what = {key: value for key, value in here.items() if key not in COMPUTATION}
     if different := {key: (there.get(key), value) for key, value in what.items() if there.get(key) != value}:
-        raise ValueError(
-            f"{run.directory} holds a run with other settings (there, here): {different}; set these back,"
-            " or remove or rename the folder"
-        )
+        fix = "set these back, or remove or rename the folder"
+        raise ValueError(f"{run.directory} holds a run with other settings (there, here): {different}; {fix}")
     return config
 
 
@@ -191,12 +162,9 @@ def has_diverged(run: Run) -> bool:
 
 
 def finished(run: Run, path: Path) -> pd.DataFrame | None:
-    """A table of measurements, if it is there, else None.
+    """A table of measurements, if it is there, else None; raises as the other readers.
 
     For a run that diverged a table without rows is written and returned: that measurement is done, too.
-
-    Raises:
-        ValueError: the directory holds a run with other settings, or the table is damaged.
     """
     read_config(run)
     if not path.exists() and has_diverged(run):

@@ -16,13 +16,10 @@ from torch import Tensor, nn
 import rnlib
 from rnlib import Dataset, TrainingDiverged, fit, statistics_modes
 from study import store
-from study.experiments import EVERY_NORM, MEASUREMENTS, Experiment
-from study.experiments.channel_statistics import channel_statistics
-from study.experiments.evaluations import evaluations
-from study.experiments.landscape import landscape, sharpness
+from study.experiments import EVERY_NORM, MEASUREMENTS
 from study.experiments.subject import Found, Subject
 from study.networks import new_model, test_set, trained_model, training_set, training_settings
-from study.runs import ROOT, Run, read_profile
+from study.runs import ROOT, Run
 
 Row = dict[str, Any]
 
@@ -44,19 +41,15 @@ def device_name(device: str) -> str:
 
 
 def provenance(run: Run, dataset: Dataset, device: str) -> dict[str, Any]:
-    """What a result can be traced to: settings, data, code (``-dirty``: with changes of no commit), machine.
-
-    ``config_hash`` is the one in the run's ``config.json``: a run of today has settings that were not there
-    when an older one was trained.
-    """
+    """What a result can be traced to: settings, data, code (``-dirty``: not committed), machine."""
+    # Not today's hash of the settings: some may not have been there when an older run was trained.
     trained = store.read_config(run).get("provenance", {})
     git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    revision = subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip()
     return {
         "config_hash": trained.get("config_hash", run.hash),
         "fingerprint": dataset.fingerprint,
         "rnlib": rnlib.__version__,
-        "revision": revision or "unknown",
+        "revision": subprocess.run(git, cwd=ROOT, capture_output=True, text=True).stdout.strip() or "unknown",
         "torch": str(torch.__version__),  # a class of its own, which a checkpoint may not hold
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -73,16 +66,9 @@ def train_run(
     """Train a run unless that is done; settings, history and weights go to its folder.
 
     A training that diverges is a result, and not tried again: ``diverged.json`` says where, and the file of
-    weights, which says that training is done, holds none.
-
-    Args:
-        on_epoch, on_step: see :func:`rnlib.fit`.
-
-    Returns:
-        The history, one row an epoch.
-
-    Raises:
-        ValueError: a setting that does not fit, or the folder holds a run with other settings.
+    weights, which says that training is done, holds none. Returned is the history, one row an epoch; for
+    ``on_epoch`` and ``on_step`` see :func:`rnlib.fit`. ValueError for a setting that does not fit, or a
+    folder that holds a run with other settings.
     """
     model, settings, device = new_model(run), training_settings(run), chosen_device(device)
     folder = run.directory
@@ -103,17 +89,10 @@ def train_run(
         on_epoch(history)
 
     diverged: TrainingDiverged | None = None
+    how: dict[str, Any] = {"checkpoint": folder / store.CHECKPOINT, "device": device, "on_step": on_step}
+    validation = test_set(run, run.validation_images)
     try:
-        history = fit(
-            model,
-            dataset,
-            settings,
-            validation=test_set(run, run.validation_images),
-            checkpoint=folder / store.CHECKPOINT,
-            device=device,
-            on_epoch=after_epoch,
-            on_step=on_step,
-        )
+        history = fit(model, dataset, settings, validation=validation, on_epoch=after_epoch, **how)
     except TrainingDiverged as error:
         diverged, history = error, error.history
     store.keep_rows(folder / store.HISTORY, [record | origin for record in history])
@@ -125,24 +104,9 @@ def train_run(
     return store.read_table(folder / store.HISTORY)
 
 
-def evaluate_run(run: Run, **options: Any) -> pd.DataFrame:
-    """``evaluations.csv``: accuracy clean and under the paper's attacks. All else as :func:`measure_run`."""
-    return _table(run, "evaluations", evaluations, test_set, **options)
-
-
-def probe_run(run: Run, **options: Any) -> pd.DataFrame:
-    """``statistics.csv``: batches against tracked statistics. All else as :func:`measure_run`."""
-    images = read_profile(run.profile)["statistics"]["images"]
-    return _table(run, "statistics", channel_statistics, partial(test_set, images=images), **options)
-
-
-def plane_run(run: Run, **options: Any) -> pd.DataFrame:
-    """``landscape.csv``, and beside it ``sharpness.csv``. All else as :func:`measure_run`."""
-    _table(run, "sharpness", sharpness, training_set, **options)
-    return _table(run, "landscape", landscape, training_set, **options)
-
-
-def measure_run(run: Run, name: str, **options: Any) -> pd.DataFrame:
+def measure_run(
+    run: Run, name: str, *, device: str | None = None, on_cell: Callable[[Row], None] = lambda row: None
+) -> pd.DataFrame:
     """Measure a trained run unless that is done. What was measured before an interruption is not repeated.
 
     Args:
@@ -150,40 +114,23 @@ def measure_run(run: Run, name: str, **options: Any) -> pd.DataFrame:
         device: where to compute; the GPU if there is one.
         on_cell: called with the first row of each cell that is measured.
 
-    Returns:
-        The rows of ``<name>.csv``, and their provenance; none if training diverged. The outcomes of images
-        lie beside it in ``<name>.npz``.
-
-    Raises:
-        ValueError: unknown name or device, a run without batch statistics, or its folder holds one with other
-            settings, or files that are damaged.
-        FileNotFoundError: the weights are not there; the message has the command that makes them.
+    Returns the rows of ``<name>.csv`` and their provenance; none if training diverged. The outcomes of images
+    lie beside it in ``<name>.npz``. Raises ValueError for an unknown name or device, a run without batch
+    statistics, files that are damaged or of other settings, and what :func:`trained_model` raises.
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
-    return _table(run, name, MEASUREMENTS[name], test_set, **options)
-
-
-def _table(
-    run: Run,
-    name: str,
-    experiment: Experiment,
-    images: Callable[[Run], Dataset],
-    *,
-    device: str | None = None,
-    on_cell: Callable[[Row], None] = lambda row: None,
-) -> pd.DataFrame:
     path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
     device = chosen_device(device)
     if (there := store.finished(run, path)) is not None:
         return there
-    subject = Subject(run, trained_model(run).to(device), images(run), device)
-    if experiment not in (evaluations, *EVERY_NORM) and "batch" not in statistics_modes(subject.model):
+    subject = Subject(run, trained_model(run).to(device), test_set(run), device)
+    if name not in EVERY_NORM and "batch" not in statistics_modes(subject.model):
         raise ValueError(f"{run.name} has no batch statistics: {name} would be the same in both modes")
     origin = provenance(run, subject.images, device)
     done: dict[str, tuple[list[Row], Tensor | None]] = torch.load(unfinished) if unfinished.exists() else {}
     start = perf_counter()
-    for cell, outcome in experiment(subject):
+    for cell, outcome in MEASUREMENTS[name](subject):
         if (key := "/".join(map(str, cell.values()))) in done:
             continue
         rows, correct = _rows(outcome(), start)

@@ -1,7 +1,4 @@
-"""The weights of a run after some of its epochs: when the gap appears, and how sure the network is by then.
-
-``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement along_training``
-"""
+"""The weights of a run after some of its epochs: when the gap appears, how sure the network is by then."""
 
 import copy
 from collections.abc import Iterator
@@ -15,7 +12,7 @@ from torch.nn import functional as F
 
 from rnlib import PGD, use_statistics
 from study.experiments.subject import Outcome, Subject
-from study.networks import mixed, trained_model, training_set
+from study.networks import trained_model
 
 TRAINING_IMAGES = 1000  # on which loss, confidence and vanished gradients are measured
 DOUBLE_IMAGES = 100  # attacked in double precision, which takes six times as long
@@ -38,14 +35,12 @@ def along_training(subject: Subject) -> Iterator[Outcome]:
     PGD climbs the cross-entropy, the margin loss, or the cross-entropy in double precision. The row of
     training images has :func:`training_state`.
     """
-    run, radius = subject.run, subject.radius()
+    run, radius, train = subject.run, subject.radius(), subject.training(TRAINING_IMAGES)
     attacks = {"clean": None, "PGD": PGD(radius), "PGD, margin loss": PGD(radius, loss="margin")}
-    fewer = subject.images.subset(torch.arange(min(DOUBLE_IMAGES, len(subject.images))))
-    train = mixed(training_set(run), TRAINING_IMAGES, 2)
     for epoch in run.snapshots or (run.epochs,):
         model = trained_model(run, epoch if run.snapshots else None).to(subject.device)
-        then, seen = replace(subject, model=model), replace(subject, model=model, images=train)
-        in_double = replace(subject, model=_Double(model), images=fewer)
+        then, seen = replace(subject, model=model), replace(train, model=model)
+        in_double = replace(subject.first(DOUBLE_IMAGES), model=_Double(model))
         for mode in subject.modes:
             cell = {"epoch": epoch, "statistics": mode}
             yield cell | {"attack": "training images"}, partial(training_state, seen, mode)

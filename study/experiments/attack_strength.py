@@ -1,12 +1,11 @@
-"""Whether the attacks are strong enough to tell: more steps, no gradients, other sizes.
-
-``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement stronger_attacks``
-"""
+"""Whether the attacks are strong enough to tell: more steps, no gradients, other sizes, other habits."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from rnlib import PGD, Attack, GaussianNoise, Square, paper_suite
 from study.experiments.subject import Outcome, Subject
+from study.released import HABITS
 
 
 def stronger_attacks(subject: Subject) -> Iterator[Outcome]:
@@ -48,3 +47,16 @@ def eps_sweep(subject: Subject) -> Iterator[Outcome]:
         suite = paper_suite(subject.run.dataset, size)
         few = {name: suite[name] for name in ("grad", "bim_linf", "pgd_linf")}
         yield from subject.half.under(few, eps=size)
+
+
+def released_protocol(subject: Subject) -> Iterator[Outcome]:
+    """The attacks as each habit of the released code has them; what a habit leaves as it is is left out."""
+    usual, dataset = HABITS["this book"], subject.run.dataset
+    for habit, protocol in HABITS.items():
+        inference = protocol.std_plus_eps or protocol.batch_size != usual.batch_size
+        for mode in subject.modes:
+            for name, attack in protocol.attacks(dataset).items():
+                if habit == "this book" or inference or attack != usual.attacks(dataset)[name]:
+                    cell = {"habit": habit, "attack": name, "statistics": mode}
+                    how = {"statistics": mode, "device": subject.device}
+                    yield cell, partial(protocol.classify, subject.model, subject.images, name, **how)

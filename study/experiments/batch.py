@@ -1,15 +1,13 @@
-"""What the other images of a batch do: how many there are, which, and which of them are attacked.
-
-``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement batch_size``
-"""
+"""What the other images of a batch do: how many there are, which, and which of them are attacked."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from rnlib import PGD, Among, Attack, attack_neighbours, measure, use_statistics
+from rnlib import PGD, Among, Attack, attack_neighbours, use_statistics
 from rnlib.data import test_order
 from study.experiments.subject import Outcome, Subject, classified
 from study.runs import BATCH_SIZE
@@ -29,19 +27,11 @@ def batch_size(subject: Subject) -> Iterator[Outcome]:
 
 
 def compose(labels: Tensor, composition: str) -> list[Tensor]:
-    """Put images into batches of about 100, each image into one; returns the indices of each batch.
+    """Indices of batches of about 100 images, each image in one, from int64 labels (n,) in class-mixed order.
 
-    Args:
-        labels: int64 (n,), in class-mixed order.
-        composition: ``"mixed"``, in the given order; ``"sorted"``, ordered by class and cut every 100 images,
-            as a data loader does that reads a folder of each class; ``"single"``, of one class each;
-            ``"skewed"``, half of one class, the other half of all.
-
-    Raises:
-        ValueError: another composition.
+    ``mixed``: in the given order; ``sorted``: by class, then cut every 100 images, as a data loader does that
+    reads a folder of each class; ``single``: of one class each; ``skewed``: half of one class, half of all.
     """
-    if composition not in COMPOSITIONS:
-        raise ValueError(f"composition is {composition!r}, it must be one of {COMPOSITIONS}")
     if composition == "mixed":
         return list(torch.arange(len(labels)).split(BATCH_SIZE))
     if composition == "sorted":
@@ -68,9 +58,8 @@ def batch_composition(subject: Subject) -> Iterator[Outcome]:
 def _composed(subject: Subject, composition: str, attack: Attack | None, mode: str) -> Tensor:
     correct = torch.zeros(len(subject.images), dtype=torch.bool)
     for index, members in enumerate(compose(subject.images.labels, composition)):
-        images, how = subject.images.subset(members), {"statistics": mode, "device": subject.device}
-        found = measure(subject.model, images, attack, batch_size=len(members), seed=index, **how)
-        correct[members] = found[0]
+        part = replace(subject, images=subject.images.subset(members))
+        correct[members] = part.correct(attack, mode, len(members), index)
     return correct
 
 

@@ -1,7 +1,4 @@
-"""The paper's tables: accuracy clean and under every attack, in every statistics mode.
-
-``papermill notebooks/workers/evaluate.ipynb out.ipynb``
-"""
+"""The paper's tables: accuracy clean and under every attack, in every statistics mode."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -36,15 +33,14 @@ def evaluations(subject: Subject) -> Iterator[Outcome]:
 
 
 def _evaluated(subject: Subject, attack: Attack | None, mode: str) -> tuple[dict[str, Any], Tensor]:
-    correct, loss, distance = measure(
-        subject.model, subject.images, attack, statistics=mode, batch_size=BATCH_SIZE, device=subject.device
-    )
+    how = {"statistics": mode, "batch_size": BATCH_SIZE, "device": subject.device}
+    correct, loss, distance = measure(subject.model, subject.images, attack, **how)  # type: ignore[arg-type]
     eps = getattr(attack, "eps", getattr(attack, "std", None))
     sizes = eps if isinstance(eps, tuple) else (eps,)
-    how = {
+    values = {
         "eps": None if eps is None else " ".join(f"{size:.6g}" for size in sizes),
         "eps_unit": None if eps is None else "pixel (0 to 1)",
         "steps": getattr(attack, "steps", None),
         "batch_size": BATCH_SIZE,
     }
-    return how | {"loss": loss, "distance": distance.mean().item()}, correct
+    return values | {"loss": loss, "distance": distance.mean().item()}, correct

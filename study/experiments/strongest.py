@@ -1,14 +1,11 @@
 """The strongest attack that is known here, on batches and on single images.
 
-``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement strongest``
-
 At 250 gradients of an image a second and core (ResNet-20) it takes a network about 1 core-hour with batch
 statistics, half of one with tracked, and 0.1 each with plain ones and those of the clean batch.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -17,10 +14,9 @@ from torch import Tensor, nn
 
 import rnlib
 from rnlib import APGD, Among, Strongest, frozen, use_statistics
-from rnlib.data import test_order
 from study import store
 from study.experiments.subject import Outcome, Subject, classified
-from study.networks import mixed, training_set
+from study.experiments.transfer import tested
 from study.runs import BATCH_SIZE
 
 BUDGETS = {"book": (500, ("batch", "tracked", "plain", "twin")), "five times": (200, ("batch", "tracked"))}
@@ -36,8 +32,7 @@ def strongest(subject: Subject) -> Iterator[Outcome]:
     they are; those of the clean batch (``twin``). A row says how many batches which attack won, and the mean
     accuracy of each. ``five times`` the budget, on fewer images, shows whether the budget is enough.
     """
-    train = replace(subject, images=mixed(training_set(subject.run), 10 * BATCH_SIZE, 2))
-    plain = frozen(subject.model, (x for x, _, _ in train.batches()))
+    plain = frozen(subject.model, subject.training(10 * BATCH_SIZE).inputs())
     for budget, (images, modes) in BUDGETS.items():
         few = subject.first(images)
         for mode in modes:
@@ -45,7 +40,10 @@ def strongest(subject: Subject) -> Iterator[Outcome]:
             cell = {"threat": "all attacked", "budget": budget, "statistics": mode}
             yield cell, partial(_judged, found)
             if mode == "batch":
-                yield cell | {"threat": "reshuffled"}, partial(_reshuffled, few, found)
+                yield (
+                    cell | {"threat": "reshuffled"},
+                    partial(tested, few, partial(_images, found), "reshuffled"),
+                )
     cell = {"threat": "one attacked", "budget": "20 steps", "statistics": "batch"}
     yield cell, partial(_one_by_one, subject, SINGLE_IMAGES)
     for path in subject.run.directory.glob(store.unfinished("strongest-*")):
@@ -75,12 +73,8 @@ def _judged(found: Callable[[], list[Strongest]]) -> tuple[dict[str, Any], Tenso
     return values, torch.cat([one.correct for one in found()]).cpu()
 
 
-def _reshuffled(subject: Subject, found: Callable[[], list[Strongest]]) -> Tensor:
-    adv, labels = torch.cat([one.images for one in found()]), subject.images.labels.to(subject.device)
-    correct = torch.zeros(len(adv), dtype=torch.bool)
-    for part in test_order(len(adv), 1).split(BATCH_SIZE):
-        correct[part] = classified(subject.model, adv[part], labels[part], "batch")
-    return correct
+def _images(found: Callable[[], list[Strongest]]) -> Tensor:
+    return torch.cat([one.images for one in found()])
 
 
 def _one_by_one(subject: Subject, images: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rnlib import Attack, Dataset, measure, paper_eps, paper_suite, statistics_modes, use_statistics
 from rnlib.data import batches
+from study.networks import mixed, training_set
 from study.runs import BATCH_SIZE, Run
 
 # Whether each image is classified correctly, bool (n,), in their order; the same behind other values of the
@@ -47,6 +48,10 @@ class Subject:
         """With so many of the images."""
         return replace(self, images=self.images.subset(torch.arange(min(images, len(self.images)))))
 
+    def training(self, images: int, seed: int = 2) -> "Subject":
+        """With so many of the training images, of all classes, as they are."""
+        return replace(self, images=mixed(training_set(self.run), images, seed))
+
     @property
     def suite(self) -> dict[str, Attack]:
         """The paper's attacks by name."""
@@ -61,14 +66,20 @@ class Subject:
         for index, (x, y) in enumerate(batches(self.images, self.batch_size, device=self.device)):
             yield x, y, self.chance(index)
 
+    def inputs(self) -> Iterator[Tensor]:
+        """The images alone, batch by batch."""
+        return (x for x, _, _ in self.batches())
+
     def chance(self, seed: int) -> torch.Generator:
         """A source of random numbers on the device."""
         return torch.Generator(self.device).manual_seed(seed)
 
-    def correct(self, attack: Attack | None, statistics: str, batch_size: int = BATCH_SIZE) -> Tensor:
+    def correct(
+        self, attack: Attack | None, statistics: str, batch_size: int = BATCH_SIZE, seed: int = 0
+    ) -> Tensor:
         """Which images are classified correctly, each batch attacked as it is; bool (n,)."""
-        how = {"statistics": statistics, "batch_size": batch_size, "device": self.device}
-        return measure(self.model, self.images, attack, **how)[0]  # type: ignore[arg-type]
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "device": self.device}
+        return measure(self.model, self.images, attack, statistics=statistics, **how)[0]
 
     def under(self, attacks: Mapping[str, Attack | None], **cell: Any) -> Iterator[Outcome]:
         """A cell for each of these attacks by name, in each statistics mode."""

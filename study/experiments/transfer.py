@@ -1,7 +1,4 @@
-"""Images crafted with one kind of statistics and classified with another, or by other weights.
-
-``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement transfer``
-"""
+"""Images crafted with one kind of statistics and classified with another, or by other weights."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,9 +31,9 @@ def _transferred(subject: Subject, attacks: dict[str, Attack]) -> Iterator[Outco
     for name, attack in attacks.items():
         for mode in (*subject.modes, "detached"):
             adv = cache(partial(crafted, subject, attack, mode))
-            for tested in ("tracked", "batch", "reshuffled"):
-                cell = {"attack": name, "crafted": mode, "tested": tested}
-                yield cell, partial(_tested, subject, adv, tested)
+            for how in ("tracked", "batch", "reshuffled"):
+                cell = {"attack": name, "crafted": mode, "tested": how}
+                yield cell, partial(tested, subject, adv, how)
 
 
 def crafted(subject: Subject, attack: Attack, statistics: str) -> Tensor:
@@ -48,11 +45,11 @@ def crafted(subject: Subject, attack: Attack, statistics: str) -> Tensor:
         return torch.cat([attack(model, x, y, generator=chance) for x, y, chance in subject.batches()])
 
 
-def _tested(subject: Subject, images: Callable[[], Tensor], tested: str) -> Tensor:
+def tested(subject: Subject, images: Callable[[], Tensor], how: str) -> Tensor:
     """Which of these images (N, C, H, W) are classified correctly, in their batches or in others."""
     adv, labels = images(), subject.images.labels.to(subject.device)
-    order = test_order(len(labels), 1) if tested == "reshuffled" else torch.arange(len(labels))
-    mode = "tracked" if tested == "tracked" else "batch"
+    order = test_order(len(labels), 1) if how == "reshuffled" else torch.arange(len(labels))
+    mode = "tracked" if how == "tracked" else "batch"
     parts = order.to(subject.device).split(BATCH_SIZE)
     correct = torch.cat([classified(subject.model, adv[part], labels[part], mode) for part in parts])
     return torch.empty_like(correct).index_copy_(0, order, correct)
@@ -74,4 +71,4 @@ def transfer_between_seeds(subject: Subject) -> Iterator[Outcome]:
             adv = cache(partial(crafted, other, attack, source))
             for mode in subject.modes:
                 cell = {"eps": size, "crafted": source, "statistics": mode}
-                yield cell, partial(_tested, subject, adv, mode)
+                yield cell, partial(tested, subject, adv, mode)

@@ -27,21 +27,15 @@ WORDS = {"paper": (REPRODUCED, PARTLY, NOT), "beyond": ("supported", PARTLY, "no
 
 @dataclass(frozen=True)
 class Part:
-    """A claim after one training, on one data set.
-
-    Attributes:
-        direction: a word of ``WORDS``, inconclusive, or untested at this budget.
-        comparisons: the evidence, as far as there is any at the budget of the claim, of ``wanted``.
-        short: what short trainings say of a claim that is judged at a matched budget: no evidence.
-    """
+    """A claim after one training, on one data set."""
 
     claim: Claim
     training: str
     dataset: str
-    direction: str
-    comparisons: list[Comparison]
-    short: list[Comparison]
-    wanted: int
+    direction: str  # a word of WORDS, inconclusive, or untested at this budget
+    comparisons: list[Comparison]  # the evidence, as far as there is any at the budget of the claim
+    short: list[Comparison]  # what short trainings say of a claim that is judged at a matched budget
+    wanted: int  # comparisons
 
 
 @dataclass(frozen=True)
@@ -62,12 +56,7 @@ class Verdict:
 
 
 def judge(claim: str | Claim, profile: str) -> Verdict:
-    """The verdict on a claim, by its id or as it is, from the results of a profile.
-
-    Raises:
-        KeyError: no such claim.
-        ValueError: the claim names a column that its table does not have.
-    """
+    """The verdict on a claim, by its id (KeyError if there is none) or as it is, from a profile's results."""
     claim = read_claims()[claim] if isinstance(claim, str) else claim
     parts = []
     for place in claim.parts:
@@ -118,10 +107,8 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
         said += f" {wanted} cells" + (f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else "")
     if not (theirs := [one.paper for one in comparisons if one.paper is not None]):
         return said
-    said, inside = (
-        f"{said}; the paper's {first.signed(float(np.mean(theirs)))}",
-        sum(map(_inside, comparisons)),
-    )
+    said += f"; the paper's {first.signed(float(np.mean(theirs)))}"
+    inside = sum(map(_inside, comparisons))
     if wanted == 1:
         return f"{said} lies {'within' if inside else 'outside'} the interval"
     return f"{said} on average, its values within {inside} of {len(theirs)} intervals"
@@ -142,19 +129,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compute the verdict on every claim from the results.")
     parser.add_argument("--profile", choices=PROFILES, default="book")
     profile = parser.parse_args().profile
-    for claim_id in read_claims():
-        found = judge(claim_id, profile)
-        print(f"{claim_id:34} {found.direction}")
+    for found in (judge(claim_id, profile) for claim_id in read_claims()):
+        print(f"{found.claim.id:34} {found.direction}")
         for part in found.parts:
             said = magnitude(part.comparisons, part.wanted)
             print(f"  {part.training}, {part.dataset}: {part.direction}: {said}")
-            for one in part.comparisons + part.short:
-                ours, after = (
-                    one.ours,
-                    f"{one.epochs} epochs" + (" (no verdict)" if one in part.short else ""),
-                )
-                interval = f"{ours.mean:+8.2f} ({ours.low:+8.2f} to {ours.high:+8.2f})"
-                print(f"    {one.what:44} {interval}, n {ours.n}, seeds {ours.seeds}, {after}")
 
 
 if __name__ == "__main__":

@@ -26,48 +26,35 @@ KINDS, BUDGETS = ("paper", "beyond"), ("matched", "short", "any")
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """An entry of ``study/claims/<page>.yml``; its first side is said to be ahead of its second.
+    """An entry of ``study/claims/<page>.yml``; its first side is said to be ahead of its second."""
 
-    Attributes:
-        id, page: unique, and the notebook that shows it.
-        text, where: one sentence that is true or false, and where it stands in the paper.
-        kind: paper, or beyond for a hypothesis of ours.
-        first, second: settings of runs and columns of the table that make a side; of several, each first has
-            to be ahead of each second.
-        shared, over: the same on both sides; columns with values, one comparison each (of two: each pair).
-        training, dataset: each pair is a part with a verdict of its own; cifar10 is cifar10-jpeg as well.
-        table, value: what is compared: accuracies over the same images, if nothing is said.
-        margin, least: no further apart than this, in place of ahead; ahead by more than a word of ``LEAST``.
-        gap_at: the difference has to be larger than it is where these columns have these values.
-        budget: matched: judged on trainings comparable to the paper's; short: about what short trainings do,
-            judged on the experiment ``short``; any: true or false whatever the budget, and judged there too.
-        short: the experiment that is shown beside, and is no evidence about a longer training.
-        paper: the tables that have the paper's numbers.
-        decides: the condition of :mod:`study.report.rule` that it is evidence for.
-        images: the least number of images, or of what else is compared, that supports a verdict.
-    """
-
-    id: str
-    page: str
-    text: str
-    where: str
+    id: str  # unique
+    page: str  # the notebook that shows it
+    text: str  # one sentence that is true or false
+    where: str  # it stands in the paper
+    # Settings of runs and columns of the table that make a side; each first has to be ahead of each second.
     first: list[dict[str, Any]]
     second: list[dict[str, Any]]
-    kind: str = "paper"
-    shared: dict[str, Any] = field(default_factory=dict)
-    over: dict[str, list[Any]] = field(default_factory=dict)
+    kind: str = "paper"  # or beyond, for a hypothesis of ours
+    shared: dict[str, Any] = field(default_factory=dict)  # the same on both sides
+    over: dict[str, list[Any]] = field(default_factory=dict)  # columns with values, one comparison each
+    # Each pair of these is a part with a verdict of its own; cifar10 is cifar10-jpeg as well.
     training: list[str] = field(default_factory=lambda: list(TRAININGS))
     dataset: list[str] = field(default_factory=lambda: ["cifar10"])
     table: str = "evaluations"
-    value: str = "accuracy"
-    margin: float | None = None
-    least: str | None = None
-    gap_at: dict[str, Any] = field(default_factory=dict)
+    value: str = "accuracy"  # the column compared; accuracies are over the same images
+    margin: float | None = None  # no further apart than this, in place of ahead
+    least: str | None = None  # ahead by more than a word of LEAST
+    gap_at: dict[str, Any] = field(
+        default_factory=dict
+    )  # the difference is larger than it is at these values
+    # matched: judged on trainings comparable to the paper's; short: about what short trainings do, judged on
+    # the experiment `short`; any: true or false whatever the budget, and judged there too.
     budget: str = "matched"
-    short: str = "eight_epochs"
-    paper: list[int] = field(default_factory=list)
-    decides: str | None = None
-    images: int = 1000
+    short: str = "eight_epochs"  # shown beside, and no evidence about a longer training
+    paper: list[int] = field(default_factory=list)  # the tables that have the paper's numbers
+    decides: str | None = None  # the condition of study.report.rule that it is evidence for
+    images: int = 1000  # the least number of them, or of what else is compared, that supports a verdict
 
     def __post_init__(self) -> None:
         for key, known in {"kind": KINDS, "budget": BUDGETS, "value": [*UNITS], "least": [*LEAST]}.items():
@@ -107,16 +94,13 @@ class Claim:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One first side against one second, after a training of some epochs and steps of its attack.
-
-    ``paper`` is None where the paper gives no number; ``direction`` says where our interval lies.
-    """
+    """One first side against one second, after a training of some epochs and steps of its attack."""
 
     what: str
-    paper: float | None
+    paper: float | None  # None where the paper gives no number
     ours: results.Difference
     unit: str
-    direction: str
+    direction: str  # where our interval lies
     epochs: int
     attack_steps: int
 
@@ -130,8 +114,7 @@ class Comparison:
 def read_claims() -> dict[str, Claim]:
     """All claims by id: of each file its entries, with what its ``defaults`` say.
 
-    Raises:
-        ValueError: an id stands twice, or an entry has a key or a value that is not known, or lacks a key.
+    ValueError if an id stands twice, or an entry has a key or a value that is not known, or lacks a key.
     """
     found: dict[str, Claim] = {}
     for path in sorted((ROOT / "study" / "claims").glob("*.yml")):
@@ -159,8 +142,7 @@ def make_claim(page: str, defaults: Mapping[str, Any], entry: Mapping[str, Any])
 def compare(claim: Claim, profile: str, training: str, dataset: str, experiment: str) -> list[Comparison]:
     """The comparisons of a part of a claim that the results of an experiment allow.
 
-    Raises:
-        ValueError: the claim names a column that its table does not have.
+    ValueError if the claim names a column that its table does not have.
     """
     cells, found = list(claim.cells(training, dataset)), []
     varying = set(claim.gap_at).union({"value"}, claim.over, *claim.first, *claim.second)
@@ -174,7 +156,7 @@ def compare(claim: Claim, profile: str, training: str, dataset: str, experiment:
         wanted = [{"experiment": experiment, **side} for side in sides]
         wanted += [side | claim.gap_at for side in wanted if claim.gap_at]
         rows = [_rows(claim, table, side, value).dropna(subset=[value]) for side in wanted]
-        ours = results.contrast(profile, [(claim.table, side) for side in rows], value)
+        ours = results.contrast(profile, claim.table, rows, value)
         if ours is not None:
             paper, direction = in_the_paper(claim, sides), claim.directed(ours.low, ours.high, ours.p)
             behind = [int(rows[0][column].iloc[0]) for column in ("epochs", "attack_steps")]

@@ -84,9 +84,9 @@ def dots(
     tidy, how = _tidy(rows, x, hue, panel, value)
     if tidy.empty:
         return _nothing()
-    shared = {key: how[key] for key in ("x", "y", "hue", "hue_order", "palette")}
-    shared |= {"order": _order(tidy, x), "dodge": 0.5 if len(how["hue_order"]) > 1 else False}
-    shared |= WHOLE | {"linestyle": "none"}
+    shared = {key: how[key] for key in ("x", "y", "hue", "hue_order", "palette")} | WHOLE
+    dodge = 0.5 if len(how["hue_order"]) > 1 else False
+    shared |= {"order": _order(tidy, x), "dodge": dodge, "linestyle": "none"}
     grid = _finished(sns.catplot(tidy, kind="point", markersize=5, **how | shared), xlabel, value, ylabel)
     if sum(len(str(label)) for label in shared["order"]) > 50:
         grid.tick_params(axis="x", rotation=30)
@@ -101,8 +101,7 @@ def dots(
             sns.pointplot(part, ax=axis, err_kws={"linewidth": 0.7}, **shared, **look)
             axis.set(xlabel=xlabel, ylabel=axis.get_ylabel() if axis.get_subplotspec().is_first_col() else "")
         grid.legend.set_title("filled dots: ours, open dots: the paper's")
-    figure: Figure = grid.figure
-    return figure
+    return grid.figure
 
 
 def lines(
@@ -120,10 +119,8 @@ def lines(
 ) -> Figure:
     """Curves along a number ``x`` with bands of 95%: a colour and a dash for each value of ``hue``.
 
-    Args:
-        zero: draw the line at nothing, for differences.
-        sharey: one scale for all panels.
-        others: see :func:`dots`.
+    ``zero``: with the line at nothing, for differences; ``sharey``: one scale for all panels; others as for
+    :func:`dots`.
     """
     import seaborn as sns
 
@@ -141,13 +138,13 @@ def lines(
             axis.set_xticks([], minor=True)
         if zero:
             axis.axhline(0, color="0.4", linewidth=1, zorder=0)
-    figure: Figure = grid.figure
-    return figure
+    return grid.figure
 
 
-def _tidy(
-    rows: pd.DataFrame, x: str, hue: str, panel: str | None, value: str
-) -> tuple[pd.DataFrame, dict[str, Any]]:
+Tidy = tuple[pd.DataFrame, dict[str, Any]]
+
+
+def _tidy(rows: pd.DataFrame, x: str, hue: str, panel: str | None, value: str) -> Tidy:
     """Three rows a dot, ``y`` its low, mean and high, by readers' names; how seaborn is to draw them."""
     used = list(dict.fromkeys(column for column in (x, hue, panel) if column))
     rows = named(rows) if "series" in used and "series" not in rows else rows
@@ -190,9 +187,8 @@ def _finished(grid: Any, xlabel: str, value: str, ylabel: str | None) -> Any:
 
 
 def _nothing() -> Figure:
-    figure, axis = plt.subplots(figsize=(6, 1))
-    axis.set_axis_off()
-    axis.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
+    figure = plt.figure(figsize=(6, 1))
+    figure.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
     return figure
 
 
@@ -202,10 +198,8 @@ def surfaces(planes: pd.DataFrame) -> Figure:
         return _nothing()
     planes = named(planes).assign(loss=np.log10(planes.loss.astype(float)))
     columns, trainings = _order(planes, "series"), list(dict.fromkeys(planes.training))
-    shape: dict[str, Any] = {"figsize": (1.9 * len(columns), 2.0 * len(trainings)), "layout": "constrained"}
-    figure, axes = plt.subplots(
-        len(trainings), len(columns), sharex=True, sharey=True, squeeze=False, **shape
-    )
+    figure = plt.figure(figsize=(1.9 * len(columns), 2.0 * len(trainings)), layout="constrained")
+    axes = figure.subplots(len(trainings), len(columns), sharex=True, sharey=True, squeeze=False)
     levels = np.linspace(planes.loss.min(), planes.loss.max(), 15)
     for (training, column), axis in zip(itertools.product(trainings, columns), axes.flat, strict=True):
         rows = results.select(planes, {"training": training, "series": column})

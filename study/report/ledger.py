@@ -2,6 +2,7 @@
 
 from collections import Counter
 from math import isfinite
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -62,14 +63,10 @@ def _told(part: Part) -> str:
         told += f". After {epochs} epochs{attack}{paper}: {magnitude(part.comparisons, part.wanted)}"
         told += BUDGET[part.claim.budget]
     if part.short:
-        told += (
-            f". After {part.short[0].epochs} epochs: {magnitude(part.short, part.wanted)}; this is no verdict"
-        )
-    return f"{told}. {NOISE if _noisy(part) else ''}".rstrip()
-
-
-def _noisy(part: Part) -> bool:
-    return any(name("noise") in one.what for one in part.comparisons + part.short)
+        shown = magnitude(part.short, part.wanted)
+        told += f". After {part.short[0].epochs} epochs: {shown}; this is no verdict"
+    noisy = any(name("noise") in one.what for one in part.comparisons + part.short)
+    return f"{told}. {NOISE}" if noisy else f"{told}."
 
 
 def verdict(claim_id: str, profile: str) -> Markdown:
@@ -95,61 +92,56 @@ def comparisons(page: str, profile: str) -> pd.DataFrame | Markdown:
 
     n counts images, or what else is compared; p is that of the exact paired test, where few images decide.
     """
-    parts = [part for claim_id in _page(page) for part in judge(claim_id, profile).parts]
-    rows = [
-        {
-            "claim": part.claim.id,
-            "what": ", ".join(filter(None, [name(part.training), one.what])),
-            "epochs": one.epochs,
-            "paper": "" if one.paper is None else one.signed(one.paper),
-            "ours": one.signed(one.ours.mean),
-            "low": one.signed(one.ours.low) if isfinite(one.ours.low) else "one number",
-            "high": one.signed(one.ours.high) if isfinite(one.ours.high) else "one number",
-            "p": "" if one.ours.p is None else f"{one.ours.p:.2g}",
-            "n": one.ours.n,
-            "seeds": one.ours.seeds,
-            "direction": one.direction,
-        }
-        for part in parts
-        for one in part.comparisons + part.short
-    ]
+    rows = []
+    for part in (part for claim_id in _page(page) for part in judge(claim_id, profile).parts):
+        for one in part.comparisons + part.short:
+            ends = [
+                one.signed(end) if isfinite(end) else "one number" for end in (one.ours.low, one.ours.high)
+            ]
+            row: dict[str, Any] = {"claim": part.claim.id}
+            row |= {"what": ", ".join(filter(None, [name(part.training), one.what])), "epochs": one.epochs}
+            row |= {"paper": "" if one.paper is None else one.signed(one.paper)}
+            row |= {"ours": one.signed(one.ours.mean), "low": ends[0], "high": ends[1]}
+            row |= {"p": "" if one.ours.p is None else f"{one.ours.p:.2g}", "n": one.ours.n}
+            rows.append(row | {"seeds": one.ours.seeds, "direction": one.direction})
     if not rows:
         return Markdown("Nothing measured yet.")
     frame = pd.DataFrame(rows).set_index(["claim", "what"])
     return frame.drop(columns=[column for column in ("paper", "p") if not any(frame[column])])
 
 
+def _parts(claim_id: str, profile: str, training: str) -> list[Part]:
+    return [part for part in judge(claim_id, profile).parts if part.training == training]
+
+
 def said(claim_id: str, profile: str, training: str) -> str:
     """The differences of a claim after a training as a phrase: "+20.9 points on average (...)"."""
-    parts = [part for part in judge(claim_id, profile).parts if part.training == training]
+    parts = _parts(claim_id, profile, training)
     return "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
 
 
 def yes_or_no(claim_id: str, profile: str, training: str) -> str:
     """The verdict on a claim after a training as the first word of an answer: "yes", "in part", ..."""
-    (part, *_) = [part for part in judge(claim_id, profile).parts if part.training == training]
-    yes, partly, no = WORDS[part.claim.kind]
-    words = {yes: "yes", partly: "in part", no: "no", INCONCLUSIVE: "unclear"}
+    part = _parts(claim_id, profile, training)[0]
+    words = dict(zip(WORDS[part.claim.kind], ("yes", "in part", "no"), strict=True)) | {
+        INCONCLUSIVE: "unclear"
+    }
     return words.get(part.direction, "not tested at this budget")
 
 
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:
     """The mean difference of a claim after a training, ours or the paper's, for a sentence: "+20.9"."""
-    part = next(part for part in judge(claim_id, profile).parts if part.training == training)
+    part = _parts(claim_id, profile, training)[0]
     found = part.comparisons or (part.short if paper else [])
     both = [one.paper if paper else one.ours.mean for one in found]
     values = [one for one in both if one is not None]
-    return (
-        found[0].signed(float(np.mean(values))) if values else "none given" if paper else "not measured yet"
-    )
+    if not values:
+        return "none given" if paper else "not measured yet"
+    return found[0].signed(float(np.mean(values)))
 
 
 def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
-    """Claims with their verdicts, links to where they are tested, and how many are how.
-
-    Args:
-        claims, kind: those that are named, or all of a kind: paper or beyond.
-    """
+    """Claims, named or all of a kind, with their verdicts, links to their tests, and how many are how."""
     ids = claims or [claim.id for claim in read_claims().values() if claim.kind == kind]
     found = [judge(claim_id, profile) for claim_id in ids]
     counts = Counter(one.direction for one in found)
@@ -160,27 +152,23 @@ def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
         lines.append(f"| {badge(one.direction)} | {link} | {' '.join(map(_told, one.parts))} |")
     made = sum(len(part.comparisons) for one in found for part in one.parts if part.direction != UNTESTED)
     chance = f"Each of {made} comparisons has a 95% interval of its own, with no correction for their number:"
-    return Markdown(
-        "\n".join([*lines, "", f"{chance} about {made / 20:.0f} would be clear by chance alone."])
-    )
+    lines += ["", f"{chance} about {made / 20:.0f} would be clear by chance alone."]
+    return Markdown("\n".join(lines))
 
 
 def main_claims(profile: str) -> Markdown:
     """The paper's eight main claims: verdict, its number, ours under its attack and under a stronger one."""
-    lines = [
-        "| Claim | Verdict | The paper | Its attack here | A stronger attack |",
-        "|---|---|---:|---:|---:|",
-    ]
+    head = "| Claim | Verdict | The paper | Its attack here | A stronger attack |"
+    lines = [head, "|---|---|---:|---:|---:|"]
     for words, claim_id, training, strong in MAIN:
         if claim_id is None:
             outcome = rule.decide([how for how, _ in rule.conditions(profile, training).values()])
             lines.append(f"| {words} | {outcome} | | | |")
             continue
-        part = next(part for part in judge(claim_id, profile).parts if part.training == training)
-        cells = [number(claim_id, profile, training, paper=paper) for paper in (True, False)]
+        cells = [badge(_parts(claim_id, profile, training)[0].direction)]
+        cells += [number(claim_id, profile, training, paper=paper) for paper in (True, False)]
         cells.append(number(strong, profile, training) if strong else "")
-        link = f"{{ref}}`{words} <{anchor(claim_id)}>`"
-        lines.append(f"| {link} | {badge(part.direction)} | {' | '.join(cells)} |")
+        lines.append(f"| {{ref}}`{words} <{anchor(claim_id)}>` | {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
 
 
@@ -189,10 +177,9 @@ def conditions(profile: str) -> Markdown:
     columns = [rule.conditions(profile, training) for training in TRAININGS]
     lines = [f"| Condition | {' | '.join(map(name, TRAININGS))} |", "|---|---|---|"]
     for condition, words in rule.CONDITIONS.items():
-        found = [column[condition] for column in columns]
-        links = [
-            " ".join(f"{{ref}}`{p.claim.id} <{anchor(p.claim.id)}>`" for p in parts) for _, parts in found
-        ]
-        states = [f"{how}: {links[i]}" for i, (how, _) in enumerate(found)]
+        states = []
+        for how, parts in (column[condition] for column in columns):
+            links = " ".join(f"{{ref}}`{part.claim.id} <{anchor(part.claim.id)}>`" for part in parts)
+            states.append(f"{how}: {links}")
         lines.append(f"| {words} | {' | '.join(states)} |")
     return Markdown("\n".join([*lines, "", *(f"- {rule.sentence(profile, one)}" for one in TRAININGS)]))

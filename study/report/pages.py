@@ -10,48 +10,32 @@ from typing import Any
 import pandas as pd
 from IPython.display import DisplayHandle, Markdown, display
 
-from study import store
+from study import runs, store
 from study.report import results
 from study.report.figures import NAMES, SERIES, name, named
-from study.runs import HEADLINE, Run, chosen_runs, grid, measured, read_profile
+from study.runs import HEADLINE, WORKERS, Run, chosen_runs, grid
 
 
 def command(run: Run, table: str = "evaluations") -> str:
     """The shell command that makes a table of a run, or trains it where that is still to be done."""
-    worker, more = {"evaluations": "evaluate", "sharpness": "landscape"}.get(table, table), ""
-    if worker not in ("evaluate", "statistics", "landscape"):
-        worker, more = "measure", f" -p measurement {table}"
-    if not (run.directory / store.WEIGHTS).exists():
-        worker, more = "train", ""
+    worker = WORKERS.get(table, "measure") if (run.directory / store.WEIGHTS).exists() else "train"
+    more = f" -p measurement {table}" if worker == "measure" else ""
     return f"papermill notebooks/workers/{worker}.ipynb out.ipynb {run.options}{more}"
-
-
-def _wanted(profile: str) -> list[tuple[Run, str]]:
-    """Every table that the runs of a profile have or are to have."""
-    wanted = [(run, "evaluations") for run in grid(profile)] + measured(profile)
-    for key, tables in {"statistics": ["statistics"], "landscape": ["landscape", "sharpness"]}.items():
-        chosen = read_profile(profile).get(key, {}).get("runs")
-        wanted += [(run, table) for run in chosen_runs(profile, chosen) for table in tables] if chosen else []
-    return wanted
 
 
 def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any) -> Markdown:
     """What the numbers of a page were measured on, and what is pending, with the command that makes it.
 
-    Args:
-        tables: that the page shows; evaluations, if none is named.
-        experiment, where: settings of the runs that the page is about; a list means any of its values.
+    ``tables`` are those that the page shows (evaluations, if none is named); ``where`` holds settings of the
+    runs that it is about; a list means any of its values.
     """
     tables = tables or ("evaluations",)
     rows = pd.concat([results.table(profile, one, experiment, **where) for one in tables], ignore_index=True)
-    missing, over = [], set()
-    for run, table in _wanted(profile):
-        told = where | {"experiment": experiment}
-        fits = all(getattr(run, k) in (v if isinstance(v, list) else [v]) for k, v in told.items())
-        if fits and table in tables and store.has_diverged(run):
-            over.add(_of(run))
-        elif fits and table in tables and not (run.directory / f"{table}.csv").exists():
-            missing.append((run, table))
+    about = chosen_runs(profile, {"experiment": experiment} | where)
+    wanted = [pair for pair in runs.tables(profile) if pair[0] in about and pair[1] in tables]
+    over = dict.fromkeys(run for run, _ in wanted if store.has_diverged(run))
+    missing = [pair for pair in wanted if not (pair[0].directory / f"{pair[1]}.csv").exists()]
+    missing = [(run, one) for run, one in missing if run not in over]
     title = "What was measured" + ("" if experiment == HEADLINE else f" (experiment `{experiment}`)")
     text = [f":::{{admonition}} {title}", ":class: note dropdown", _measured(profile, rows)]
     if profile == "quick":
@@ -61,7 +45,7 @@ def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any
         text.append(f"Pending, and shown nowhere below ({len(missing)}): {listed}. For example")
         text.append(f"```\n{command(*missing[0])}\n```")
     if over:
-        text.append(f"Training diverged, so that there is nothing to measure: {'; '.join(sorted(over))}.")
+        text.append(f"Training diverged, so that there is nothing to measure: {'; '.join(map(_of, over))}.")
     return Markdown("\n\n".join([*text, ":::"]).replace("\n\n:class", "\n:class"))
 
 
@@ -88,21 +72,13 @@ def _measured(profile: str, rows: pd.DataFrame) -> str:
 
 
 def percent(profile: str, experiment: str = HEADLINE, *, table: str = "evaluations", **where: Any) -> str:
-    """An accuracy for a sentence, the mean over seeds where there are several: "49.2%".
-
-    Args:
-        table, where: its rows, see :func:`study.report.results.table`.
-    """
+    """An accuracy for a sentence, the mean over rows of :func:`study.report.results.table`: "49.2%"."""
     found = results.table(profile, table, experiment, **where).accuracy
     return f"{found.mean():.1f}%" if len(found) else "(not measured yet)"
 
 
 def accuracies(profile: str, experiment: str = HEADLINE, **where: Any) -> pd.DataFrame | Markdown:
-    """Accuracy in percent with its 95% interval: a row an attack, a column a training, norm and mode.
-
-    Args:
-        where: settings and columns, see :func:`study.report.results.table`.
-    """
+    """Accuracy in percent with its 95% interval: a row an attack, a column a training, norm and mode."""
     rows = results.table(profile, "evaluations", experiment, **where)
     if rows.empty:
         return Markdown("Nothing measured yet.")
@@ -116,8 +92,7 @@ def accuracies(profile: str, experiment: str = HEADLINE, **where: Any) -> pd.Dat
 def beside(profile: str, number: int, *experiments: str) -> pd.DataFrame:
     """A table of the paper in percent, in each cell the paper's number and ours; a column says what ran.
 
-    Args:
-        experiments: of our runs, the headline if none is named; cifar10-jpeg stands beside CIFAR-10.
+    Ours are of the headline, if no experiment is named; cifar10-jpeg stands beside CIFAR-10.
     """
     keys = ["dataset", "architecture", "training", "norm", "statistics"]
     ours = results.table(profile, "evaluations", list(experiments or [HEADLINE]))
@@ -126,11 +101,8 @@ def beside(profile: str, number: int, *experiments: str) -> pd.DataFrame:
     for place, cells in results.paper(number).groupby(keys, sort=False):
         rows = results.select(ours, dict(zip(keys, place, strict=True)))
         mean = rows.groupby("attack").accuracy.mean()
-        line = {
-            name(cell.attack): f"{cell.accuracy:.2f}"
-            + (f" / {mean[cell.attack]:.1f}" if cell.attack in mean else "")
-            for cell in cells.itertuples()
-        }
+        line = {name(cell.attack): f"{cell.accuracy:.2f}" for cell in cells.itertuples()}
+        line |= {name(one): f"{line[name(one)]} / {mean[one]:.1f}" for one in cells.attack if one in mean}
         ran = [f"{name(run[0])}, {run[1]} epochs" for run, _ in rows.groupby(["data", "epochs"])]
         line["ours"] = f"{'; '.join(ran)}, {rows.seed.nunique()} seeds" if ran else "not run here"
         lines[name(place[0]), name(place[1]), place[2], SERIES[place[3], place[4]][0]] = line

@@ -21,6 +21,7 @@ from study.runs import HEADLINE, IDENTITY, ROOT, Run, grid, results_folder
 SETTINGS = [*(key for key in IDENTITY if key != "profile"), "epochs", "attack_steps", "matched"]
 FEW = 50  # discordant images, below which a direction needs the exact test: our choice
 Values = NDArray[np.floating]
+Experiment = str | list[str] | None
 # The columns that a page may use before anything is measured; those of evaluations, where none are named.
 COLUMNS = {
     "evaluations": ["statistics", "attack", "n", "correct", "accuracy"],
@@ -33,9 +34,7 @@ VARIED = """crafted tested source eps size habit condition layer channel normali
 """.split()
 
 
-def table(
-    profile: str, name: str, experiment: str | list[str] | None = HEADLINE, **where: Any
-) -> pd.DataFrame:
+def table(profile: str, name: str, experiment: Experiment = HEADLINE, **where: Any) -> pd.DataFrame:
     """A table of the runs of a profile: one row a measured number, with its run's settings and provenance.
 
     Args:
@@ -44,9 +43,8 @@ def table(
         experiment: one or a list; None for all of them.
         where: columns and what they must be; a list means any of it.
 
-    Returns:
-        Also ``run``, ``row`` (in its file), ``diverged``, and ``stage`` (first, last) where there are epochs.
-        Where nothing is measured, columns without rows.
+    There are columns without rows where nothing is measured, and also ``run``, ``row`` (in its file),
+    ``diverged``, and ``stage`` (first, last) where there are epochs.
     """
     rows = _curves(_read(profile, "history")) if name == "curves" else _read(profile, name)
     if "epoch" in rows:
@@ -59,22 +57,15 @@ def select(rows: pd.DataFrame, where: Mapping[str, Any]) -> pd.DataFrame:
     """The rows whose columns have the given values; a list means any of its values."""
     kept = np.ones(len(rows), bool)
     for column, value in where.items():
-        kept &= (rows[column].isin(value) if isinstance(value, list) else rows[column] == value).to_numpy(
-            bool
-        )
+        kept &= rows[column].isin(value if isinstance(value, list) else [value]).to_numpy()
     return rows[kept]
 
 
 def _read(profile: str, name: str) -> pd.DataFrame:
-    paths = [(run, folder / f"{name}.csv") for run, folder in _folders(profile, results_folder(profile))]
+    paths = [(run, run.directory / f"{name}.csv") for run in grid(profile)]
     joined = _joined(tuple((run, path, path.stat().st_mtime_ns) for run, path in paths if path.exists()))
     columns = ["run", "row", *SETTINGS, "diverged", *COLUMNS.get(name, COLUMNS["evaluations"] + VARIED)]
     return pd.DataFrame(columns=columns) if joined is None else joined
-
-
-@lru_cache
-def _folders(profile: str, _root: Path) -> list[tuple[Run, Path]]:
-    return [(run, run.directory) for run in grid(profile)]
 
 
 @lru_cache(maxsize=64)
@@ -104,10 +95,7 @@ def paper(*tables: int) -> pd.DataFrame:
 
 
 def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
-    """Which test images were classified correctly in a row of a table, (n,).
-
-    Raises ``ValueError`` where the outcomes of this row were not kept.
-    """
+    """Which test images were classified correctly in a row of a table, (n,); ValueError if that is lost."""
     path = results_folder(profile) / row["run"] / f"{name}.npz"
     kept = _outcomes(path, path.stat().st_mtime_ns) if path.exists() else {}
     keys = list(kept)[row["row"] :] if name != "evaluations" else [f"{row['statistics']}/{row['attack']}"]
@@ -173,13 +161,13 @@ def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") ->
     """
     found = []
     for key, group in rows.groupby(list(by), sort=False, dropna=False):
-        mean, row = float(group[value].mean()), group.iloc[0]
-        low = high = mean
+        mean = float(group[value].mean())
+        ends = (mean, mean)
         if len(group) > 1:
-            low, high = over_seeds(list(group[value]))
+            ends = over_seeds(list(group[value]))
         elif value == "accuracy":
-            low, high = wilson(int(row.correct), int(row.n))
-        found.append((*key, mean, low, high, len(group)))
+            ends = wilson(int(group.correct.iloc[0]), int(group.n.iloc[0]))
+        found.append((*key, mean, *ends, len(group)))
     return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "seeds"])
 
 
@@ -200,27 +188,25 @@ class Difference:
     p: float | None = None
 
 
-def contrast(
-    profile: str, sides: Sequence[tuple[str, pd.DataFrame]], value: str = "accuracy"
-) -> Difference | None:
+def contrast(profile: str, name: str, sides: Sequence[pd.DataFrame], value: str) -> Difference | None:
     """First minus second side, seed by seed; with four sides, less what third minus fourth are.
 
-    A side is the name of a table and rows of it. Seeds that are not in all sides are left out; None, if that
-    leaves none. Accuracies are compared image by image, another ``value`` in its order.
+    A side is rows of the table ``name``. Seeds that are not in all sides are left out; None, if that leaves
+    none. Accuracies are compared image by image, another ``value`` in its order.
     """
-    seeds = [seed for seed in dict.fromkeys(sides[0][1].seed) if all(seed in set(r.seed) for _, r in sides)]
+    seeds = [seed for seed in dict.fromkeys(sides[0].seed) if all(seed in set(one.seed) for one in sides)]
     found, sizes, p = [], [], None
     for seed in seeds:
-        values = [_values(profile, name, rows[rows.seed == seed], value) for name, rows in sides]
+        values = [_values(profile, name, rows[rows.seed == seed], value) for rows in sides]
         first, second = values[:2] if len(sides) == 2 else (values[0] - values[1], values[2] - values[3])
         found.append(difference(first, second))
         sizes.append(min(len(first), len(second)))
-        outcomes_of_one = len(sides) == 2 and value == "accuracy" and len(seeds) == 1
-        if outcomes_of_one and len(first) == len(second) and (first != second).sum() < FEW:
+        of_one = len(sides) == 2 and value == "accuracy" and len(seeds) == 1 and len(first) == len(second)
+        if of_one and (first != second).sum() < FEW:
             p = mcnemar(first > 0, second > 0)
     if len(found) < 2:
         return Difference(*found[0], sizes[0], 1, p) if found else None
-    means = [mean for mean, _, _ in found]
+    means = [mean for mean, *_ in found]
     return Difference(float(np.mean(means)), *over_seeds(means), min(sizes), len(found))
 
 
@@ -240,7 +226,7 @@ def gaps(
     by: Sequence[str],
     first: Mapping[str, Any],
     second: Mapping[str, Any],
-    experiment: str | list[str] | None = HEADLINE,
+    experiment: Experiment = HEADLINE,
     **where: Any,
 ) -> pd.DataFrame:
     """One row for each combination of the columns ``by``: a :class:`Difference` of two sides of a table.
@@ -249,6 +235,7 @@ def gaps(
     """
     found = []
     for key, rows in table(profile, name, experiment, **where).groupby(list(by), sort=False):
-        if (gap := contrast(profile, [(name, select(rows, side)) for side in (first, second)])) is not None:
+        gap = contrast(profile, name, [select(rows, side) for side in (first, second)], "accuracy")
+        if gap is not None:
             found.append(dict(zip(by, key, strict=True)) | vars(gap))
     return pd.DataFrame(found, columns=[*by, *Difference.__dataclass_fields__])

@@ -28,7 +28,7 @@ def conditions(profile: str, training: str) -> dict[str, tuple[str, list[Part]]]
     It is met if every comparison is as claimed, contradicted if a claim has one that is clearly the other way
     round and none as claimed; else unclear, or untested at this budget.
     """
-    found = {}
+    found: dict[str, tuple[str, list[Part]]] = {}
     for condition in CONDITIONS:
         claims = [claim.id for claim in read_claims().values() if claim.decides == condition]
         parts = [part for one in claims for part in judge(one, profile).parts if part.training == training]

@@ -39,7 +39,7 @@ def test_the_weights_of_a_run_come_from_its_seed_alone(monkeypatch):
         ({"norm": "x"}, r"norm is 'x', it must be one of batch_norm, robust_norm, .*norm_prop"),
         ({"dataset": "x"}, r"dataset is 'x', it must be one of cifar10, .*fashion-mnist-sample"),
         ({"architecture": "resnet21"}, r"6n \+ 2"),
-        ({"architecture": "lenet"}, r"architecture is 'lenet', .*resnet20, vgg<depth>.*resnet_released50"),
+        ({"architecture": "lenet"}, "architecture is 'lenet', it must be such as resnet20 or vgg11"),
         ({"schedule": "x"}, "schedule is 'x', it must be one of .*one_cycle"),
         ({"norm": "batch_norm", "p": 0.2}, "does not take"),
         ({"norm": "norm_prop", "p": 0.2}, "norm given by name"),
@@ -51,7 +51,7 @@ def test_wrong_settings_are_refused_before_any_work(empty, chosen, message):
         work.train_run(run)
     if "schedule" not in chosen:
         with pytest.raises(ValueError, match=message):
-            work.evaluate_run(run)
+            work.measure_run(run, "evaluations")
     assert not empty.exists()
 
 
@@ -61,12 +61,6 @@ def test_the_norms_of_the_study_make_networks_that_learn(norm):
     assert statistics_modes(model) == (("none",) if norm == "norm_prop" else ("tracked", "batch"))
     model(torch.rand(4, 3, 32, 32)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
-
-
-def test_the_architectures_of_the_study_are_built():
-    model = new_model(make_run("book", architecture="resnet_released50", dataset="cifar100"))
-    parameters = sum(value.numel() for value in model.parameters())
-    assert parameters == 776_794 + 90 * (256 + 1)  # 90 classes more than the ten of the released code
 
 
 def test_the_paper_profile_attacks_as_the_released_code():

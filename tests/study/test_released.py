@@ -6,21 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from rnlib import PGD, GaussianNoise, GradSign, convert_norms, measure, paper_eps, resnet, use_statistics
 from rnlib.data import STATISTICS, Dataset
-from rnlib.norms import BatchNorm, RobustNorm
+from rnlib.norms import BatchNorm
 from study.released import (
     HABITS,
     NORMS,
-    RELEASED,
-    InNormalisedSpace,
+    ClippedToBatch,
     InTrainingMode,
     Protocol,
     ReleasedBatchNorm,
     UnclippedNoise,
-    resnet_released50,
 )
 
 CIFAR = STATISTICS["cifar10"]
@@ -47,21 +44,20 @@ def test_clipping_is_to_two_numbers_of_the_normalised_batch():
     away = torch.stack([weight[1 - label] - weight[label] for label in y]).view_as(x)
     z = (x - mean) / std
     wanted = (z + 0.5 * away.sign()).clamp(z.min(), z.max()) * std + mean
-    found = InNormalisedSpace(GradSign(0.5), *CIFAR)(model, x, y)
+    found = ClippedToBatch(GradSign(0.5), *CIFAR)(model, x, y)
     assert torch.allclose(found, wanted, atol=1e-5)
     assert found.min() < 0  # the smallest number is of another channel than the smallest pixel of this one
 
 
-@pytest.mark.parametrize("attack", [GradSign(0.03), PGD(0.03), PGD(0.03, steps=5, step_size=0.01)])
+@pytest.mark.parametrize("attack", [GradSign(0.03), PGD(0.03), PGD(0.03, steps=5)])
 def test_far_from_the_bounds_it_is_the_attack_in_pixels(attack):
     x, y = images(low=0.3, high=0.7)
     x[0, :, 0, 0], x[0, :, 0, 1] = 0.0, 1.0  # two pixels that open the range
-    pixels = {"eps": paper_eps("cifar10")}
-    if getattr(attack, "step_size", None):
-        pixels["step_size"] = paper_eps("cifar10", attack.step_size)
     model = network()
-    first = InNormalisedSpace(attack, *CIFAR)(model, x, y, generator=torch.Generator().manual_seed(0))
-    second = replace(attack, **pixels)(model, x, y, generator=torch.Generator().manual_seed(0))
+    first = ClippedToBatch(attack, *CIFAR)(model, x, y, generator=torch.Generator().manual_seed(0))
+    second = replace(attack, eps=paper_eps("cifar10"))(
+        model, x, y, generator=torch.Generator().manual_seed(0)
+    )
     inner = torch.ones_like(x, dtype=torch.bool)
     inner[0, :, 0, :2] = False
     # Rounding turns a sign now and then.
@@ -70,7 +66,7 @@ def test_far_from_the_bounds_it_is_the_attack_in_pixels(attack):
 
 def test_a_batch_of_one_number_cannot_be_attacked():
     x, model = torch.full((2, 3, 8, 8), 0.5), nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    attack = InNormalisedSpace(PGD(0.5), (0.0,) * 3, (1.0,) * 3)
+    attack = ClippedToBatch(PGD(0.5), (0.0,) * 3, (1.0,) * 3)
     assert torch.equal(attack(model, x, torch.tensor([0, 1])), x)
 
 
@@ -111,10 +107,9 @@ def test_a_model_in_training_mode_drifts_where_that_is_asked_for(update_buffers)
     assert all(layer.training for layer in model.modules())
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "margin"])
-def test_crafting_in_training_mode_is_crafting_under_batch_statistics(loss):
+def test_crafting_in_training_mode_is_crafting_under_batch_statistics():
     x, y = images()
-    model, other, attack = network(), network(), PGD(0.1, loss=loss)
+    model, other, attack = network(), network(), PGD(0.1)
     first = InTrainingMode(attack)(model, x, y, generator=torch.Generator().manual_seed(0))
     with use_statistics(other, "batch"):
         second = attack(other, x, y, generator=torch.Generator().manual_seed(0))
@@ -143,7 +138,7 @@ def test_std_plus_eps_is_the_converted_network(statistics):
             layer.eps = 1.0  # large, so that its place shows
     other = convert_norms(copy.deepcopy(model), lambda channels: ReleasedBatchNorm(channels, eps=1.0))
     wanted, _, _ = measure(other, data, statistics=statistics)
-    released = Protocol(divisor="std + eps")
+    released = Protocol(std_plus_eps=True)
     assert torch.equal(released.classify(model, data, "clean", statistics=statistics), wanted)
     unchanged, _, _ = measure(model, data, statistics=statistics)
     assert not torch.equal(wanted, unchanged)
@@ -165,33 +160,14 @@ def test_each_habit_is_one_difference_and_the_released_tests_have_all_of_theirs(
         for habit, protocol in HABITS.items()
     }
     assert changed.pop("this book") == set()
-    assert changed.pop("all of its test") == {"clipping", "noise_std", "divisor", "batch_size"}
+    assert changed.pop("all of its test") == {"clip_to_batch", "noise_std", "std_plus_eps", "batch_size"}
     assert all(len(keys) == 1 for keys in changed.values())
-    assert isinstance(RELEASED.attacks("cifar10")["noise"], UnclippedNoise)
+    assert isinstance(HABITS["all of its test"].attacks("cifar10")["noise"], UnclippedNoise)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "match"),
-    [
-        ({"clipping": "none"}, "clipping is 'none', it must be one of"),
-        ({"crafting": "frozen"}, "crafting is 'frozen'"),
-        ({"eps_space": "pixels", "clipping": "batch"}, "use eps_space='normalised'"),
-    ],
-)
-def test_wrong_habits_are_refused(wrong, match):
-    with pytest.raises(ValueError, match=match):
-        Protocol(**wrong)
-
-
-def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="one eps for all channels"):
-        InNormalisedSpace(PGD(paper_eps("cifar10")), *CIFAR)
-    with pytest.raises(ValueError, match=r"attack is PGD\(.*targeted=True.*use targeted=False"):
-        InTrainingMode(PGD(0.03, targeted=True))
-    with pytest.raises(ValueError, match="attack is 'fgsm', it must be one of clean"):
-        Protocol().classify(network(), dataset(), "fgsm", statistics="batch")
+def test_a_norm_without_a_std_is_refused():
     with pytest.raises(ValueError, match="RobustNorm: only BatchNorm has a std"):
-        RELEASED.classify(network("robust_norm"), dataset(), "clean", statistics="batch")
+        Protocol(std_plus_eps=True).classify(network("robust_norm"), dataset(), "clean", statistics="batch")
 
 
 def layer_for(**options):
@@ -241,18 +217,3 @@ def test_weights_and_statistics_of_batch_norm_carry_over_to_the_layer():
     state = copy.deepcopy(model.state_dict())
     convert_norms(model, ReleasedBatchNorm)
     torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
-
-
-def test_the_released_50_has_74_layers_and_776794_parameters():
-    with torch.device("meta"):
-        model = resnet_released50()
-    assert sum(p.numel() for p in model.parameters()) == 776_794
-    weighted = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    assert sum("shortcut" not in name for name in weighted) == 74
-
-
-def test_the_released_50_takes_any_norm_and_every_parameter_learns():
-    model = resnet_released50("robust_norm", width=8, p=0.4)
-    F.cross_entropy(model(torch.rand(4, 3, 8, 8)), torch.arange(4)).backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert {m.p for m in model.modules() if isinstance(m, RobustNorm)} == {0.4}

@@ -4,7 +4,7 @@ import pytest
 
 from study import store
 from study.report import pages
-from study.runs import chosen_runs, grid, make_run, measured
+from study.runs import chosen_runs, grid, make_run, tables
 from tests.study.report_fakes import evaluate, write
 
 
@@ -38,7 +38,7 @@ def test_a_finished_run_says_in_which_precision_it_was_trained():
 
 def test_measurements_are_pending_until_they_are_there():
     run = make_run("book", norm="batch_norm", training="natural", seed=0)
-    assert (run, "square_attack") in measured("book")
+    assert (run, "square_attack") in tables("book")
     text = pages.setting("book", "square_attack", norm="batch_norm", training="natural").data
     assert "square_attack of BatchNorm, natural, seed 0" in text
     store.keep(run.directory / store.WEIGHTS, lambda path: path.touch())
@@ -53,8 +53,8 @@ def test_measurements_are_pending_until_they_are_there():
     ("table", "worker"),
     [
         ("evaluations", "evaluate"),
-        ("statistics", "statistics"),
-        ("sharpness", "landscape"),
+        ("statistics", "probe"),
+        ("landscape", "landscape"),
         ("transfer", "measure"),
     ],
 )
@@ -74,7 +74,7 @@ def test_the_command_of_a_run_makes_that_run(table, worker):
 
 def test_a_run_that_diverged_is_said_and_not_pending():
     run = make_run("book", experiment="three_epochs", norm="tracked_norm", training="natural", seed=0)
-    store.write_json(run.directory / store.DIVERGED, {"epoch": 1})
+    store.write(run.directory / store.DIVERGED, store.as_json({"epoch": 1}))
     text = pages.setting("book", experiment="three_epochs", norm="tracked_norm").data
     assert "nothing to measure: trained with tracked values, natural, seed 0" in text
     assert "Pending" not in text

@@ -166,8 +166,8 @@ def test_curves_have_a_row_an_epoch_and_mode_and_how_far_the_loss_rose():
     assert tracked.rise.tolist() == pytest.approx([0, 0, 1.5, 0, 1.0])
     assert tracked.stage.tolist() == ["first", "", "", "", ""]  # the last would be the eighth
     assert not curves.diverged.any()
-    sides = [("curves", results.select(curves, {"statistics": mode})) for mode in ("tracked", "batch")]
-    gap = results.contrast("book", sides, "rise")
+    sides = [results.select(curves, {"statistics": mode}) for mode in ("tracked", "batch")]
+    gap = results.contrast("book", "curves", sides, "rise")
     assert (gap.mean, gap.n, gap.p) == (pytest.approx(0.5), 5, None)
 
 
@@ -182,12 +182,12 @@ def test_with_four_sides_a_gap_is_compared_with_a_gap():
     )
     rows = results.table("book", "probe")
     sides = [
-        ("probe", results.select(rows, {"statistics": mode, "size": size}))
+        results.select(rows, {"statistics": mode, "size": size})
         for size in (30, 1)
         for mode in ("batch", "tracked")
     ]
-    assert results.contrast("book", sides).mean == pytest.approx(25)
-    assert results.contrast("book", [*sides[:3], ("probe", rows.iloc[:0])]) is None
+    assert results.contrast("book", "probe", sides, "accuracy").mean == pytest.approx(25)
+    assert results.contrast("book", "probe", [*sides[:3], rows.iloc[:0]], "accuracy") is None
 
 
 def test_the_papers_tables_stand_under_one_another():

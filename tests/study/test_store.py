@@ -105,7 +105,7 @@ def test_a_table_has_its_provenance_as_columns_whether_it_is_the_same_in_all_row
 def test_a_folder_with_the_settings_of_another_run_is_refused(empty):
     run = make_run(PROFILE)
     assert store.read_config(run) == {}
-    store.write_json(run.directory / store.CONFIG, {"settings": asdict(run) | {"lr": 0.5}})
+    store.write(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"lr": 0.5}}))
     message = r"other settings \(there, here\): {'lr': \(0.5, 0.1\)}; set these back, or remove or rename"
     for read in (store.read_config, partial(store.finished, path=run.directory / "transfer.csv")):
         with pytest.raises(ValueError, match=message):
@@ -116,10 +116,10 @@ def test_how_a_run_was_computed_and_settings_that_came_later_make_no_other_run(e
     run = make_run(PROFILE)
     settings = asdict(run) | {"precision": "bfloat16", "compile": True, "snapshots": [1]}
     del settings["label_smoothing"]
-    store.write_json(run.directory / store.CONFIG, {"settings": settings})
+    store.write(run.directory / store.CONFIG, store.as_json({"settings": settings}))
     assert store.read_config(run)["settings"]["compile"] is True
     settings["label_smoothing"] = 0.5
-    store.write_json(run.directory / store.CONFIG, {"settings": settings})
+    store.write(run.directory / store.CONFIG, store.as_json({"settings": settings}))
     with pytest.raises(ValueError, match="label_smoothing"):
         store.read_config(run)
 
@@ -128,7 +128,7 @@ def test_a_table_of_a_run_that_diverged_is_there_and_empty(empty):
     run = make_run(PROFILE)
     path = run.directory / "transfer.csv"
     assert store.finished(run, path) is None
-    store.write_json(run.directory / store.DIVERGED, {})
+    store.write(run.directory / store.DIVERGED, store.as_json({}))
     assert store.finished(run, path).empty
     assert path.exists()
 

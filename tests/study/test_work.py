@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from rnlib import Dataset, tracked_statistics
 from rnlib.train import TrainingDiverged
 from study import networks, store, work
-from study.experiments import MEASUREMENTS, landscape
+from study.experiments import MEASUREMENTS
 from study.experiments.evaluations import attack_suite
 from study.networks import trained_model, training_set
 from study.runs import make_run
@@ -22,13 +23,12 @@ from study.runs import make_run
 pytestmark = pytest.mark.usefixtures("small_images")
 PROFILE = str(Path(__file__).with_name("tiny.yml"))
 LONGER = {"experiment": "two_epochs"}
-MEASURES = {
-    "evaluations": work.evaluate_run,
-    "statistics": work.probe_run,
-    "landscape": work.plane_run,
-    "batch_size": lambda run, **options: work.measure_run(run, "batch_size", **options),
-}
-measures = pytest.mark.parametrize(("table", "measure"), MEASURES.items(), ids=list(MEASURES))
+TABLES = ("evaluations", "statistics", "landscape", "batch_size")
+measures = pytest.mark.parametrize("table", TABLES)
+
+
+def measure(run, table, **options):
+    return work.measure_run(run, table, **options)
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_weights_that_are_not_those_that_were_written_are_not_used(run):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    for use in (trained_model, work.evaluate_run):
+    for use in (trained_model, lambda run: measure(run, "evaluations")):
         with pytest.raises(store.DamagedFile, match=r"weights.safetensors was changed or damaged"):
             use(run)
     assert not (run.directory / "evaluations.csv").exists()
@@ -159,10 +159,10 @@ def test_a_training_that_diverges_is_a_result_and_not_tried_again(diverged):
 
 
 @measures
-def test_a_diverged_run_has_nothing_to_measure_and_its_tables_are_done(diverged, table, measure):
-    assert measure(diverged).empty
+def test_a_diverged_run_has_nothing_to_measure_and_its_tables_are_done(diverged, table):
+    assert measure(diverged, table).empty
     assert (diverged.directory / f"{table}.csv").exists()
-    assert measure(diverged).empty
+    assert measure(diverged, table).empty
 
 
 def test_a_training_that_diverges_at_once_has_no_history(empty):
@@ -176,56 +176,55 @@ def test_a_training_that_diverges_at_once_has_no_history(empty):
 
 
 @measures
-def test_finished_work_is_not_repeated_and_can_be_traced(trained, table, measure, monkeypatch):
+def test_finished_work_is_not_repeated_and_can_be_traced(trained, table, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(trained))
     run = make_run(PROFILE)
-    found = measure(run)
+    found = measure(run, table)
     origin = store.check(run.directory / f"{table}.csv")
     assert set(store.PROVENANCE) <= set(found)
     assert origin["config_hash"] == run.hash
     assert not list(run.directory.glob("checkpoint*"))
     before = stamps(run)
     monkeypatch.setattr(work, "trained_model", None)  # would be called
-    assert measure(run).equals(found)
+    assert measure(run, table).equals(found)
     assert stamps(run) == before
 
 
 @measures
 def test_killed_work_goes_on_to_the_same_rows_and_measures_only_what_it_lacks(
-    trained, results, table, measure, monkeypatch
+    trained, results, table, monkeypatch
 ):
     run, cells = make_run(PROFILE), []
     with monkeypatch.context() as patch:
         patch.setenv("RNLIB_RESULTS", str(trained))
-        whole = measure(run)  # once for all tests
+        whole = measure(run, table)  # once for all tests
     with pytest.raises(KeyboardInterrupt):
-        measure(run, on_cell=stop)
+        measure(run, table, on_cell=stop)
     assert not (run.directory / f"{table}.csv").exists()
     assert list(run.directory.glob("checkpoint*"))
-    resumed = measure(run, on_cell=cells.append)
+    resumed = measure(run, table, on_cell=cells.append)
     keys = [key for key in ("statistics", "attack", "size", "condition") if key in whole]
-    done = 2 if table == "landscape" else 0  # of sharpness, which is measured first
-    assert len(cells) == len(whole[keys].drop_duplicates()) - 1 + done
+    assert len(cells) == len(whole[keys].drop_duplicates()) - 1
     drop = ["seconds"] if "seconds" in whole else []
     assert resumed.drop(columns=drop).equals(whole.drop(columns=drop))
 
 
 @measures
-def test_a_run_of_other_settings_is_not_measured(run, table, measure):
+def test_a_run_of_other_settings_is_not_measured(run, table):
     """As after an edit of the profile, which leaves the names of folders as they are."""
-    store.write_json(run.directory / store.CONFIG, {"settings": asdict(run) | {"epochs": 4}})
+    store.write(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"epochs": 4}}))
     before = stamps(run)
     with pytest.raises(ValueError, match=r"other settings .*'epochs': \(4, 1\).*; set these back, or remove"):
-        measure(run)
+        measure(run, table)
     assert stamps(run) == before
 
 
 def test_a_damaged_table_is_refused(run):
-    work.probe_run(run)
+    measure(run, "statistics")
     path = run.directory / "statistics.csv"
     path.write_text(path.read_text().replace("1", "2"))
     with pytest.raises(store.DamagedFile, match="was changed or damaged"):
-        work.probe_run(run)
+        measure(run, "statistics")
 
 
 def test_a_resumed_table_knows_a_cell_whose_measured_values_have_moved(run, monkeypatch):
@@ -253,7 +252,7 @@ def test_a_resumed_table_knows_a_cell_whose_measured_values_have_moved(run, monk
 def test_an_evaluation_says_how_and_on_what_it_was_made(trained, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(trained))
     run = make_run(PROFILE)
-    table = work.evaluate_run(run)
+    table = measure(run, "evaluations")
     attacks = ["clean", *attack_suite(run)]
     assert attacks == ["clean", "noise", "grad_sign", "pgd_linf_8px"]
     assert list(table.attack) == attacks * 2
@@ -281,25 +280,26 @@ def test_a_profile_may_name_fewer_attacks_for_experiments_and_other_seeds():
 
 def test_a_network_without_batch_statistics_is_evaluated_and_nothing_else(results):
     run = make_run(PROFILE, norm="no_norm")
-    assert set(work.evaluate_run(run).statistics) == {"none"}
-    for table, measure in MEASURES.items():
-        if table != "evaluations":
-            with pytest.raises(ValueError, match=r"has no batch statistics: \w+ would be the same in both"):
-                measure(run)
+    assert set(measure(run, "evaluations").statistics) == {"none"}
+    for table in TABLES[1:]:
+        with pytest.raises(ValueError, match=r"has no batch statistics: \w+ would be the same in both"):
+            measure(run, table)
 
 
 def test_unknown_measurements_and_devices_are_refused(run):
-    with pytest.raises(ValueError, match=r"measurement is 'transfers', it must be one of transfer, .*jitter"):
+    with pytest.raises(
+        ValueError, match=r"measurement is 'transfers', it must be one of evaluations, .*jitter"
+    ):
         work.measure_run(run, "transfers")
     for device in ("gpu", 1.5):
         with pytest.raises(ValueError, match=rf"device is {device!r}, it must be cpu, cuda"):
-            work.evaluate_run(run, device=device)
+            measure(run, "evaluations", device=device)
 
 
 def test_a_probe_sees_the_distance_of_every_channel(trained, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(trained))
     run = make_run(PROFILE)
-    table = work.probe_run(run)
+    table = measure(run, "statistics")
     channels = sum(len(first) for first, _ in tracked_statistics(trained_model(run)).values())
     conditions = ["start", "train", "clean", "noise", "adversarial"]
     assert table.condition.value_counts(sort=False).to_dict() == dict.fromkeys(conditions, channels)
@@ -311,17 +311,17 @@ def test_a_probe_sees_the_distance_of_every_channel(trained, monkeypatch):
 
 
 def test_a_landscape_is_of_images_of_all_classes_whatever_their_order(run, monkeypatch):
-    train = training_set(run)
+    landscape, train = sys.modules["study.experiments.landscape"], training_set(run)
     by_class = train.subset(train.labels.argsort(stable=True))  # as cifar10-jpeg is stored
-    monkeypatch.setattr(work, "training_set", lambda run: by_class)
+    monkeypatch.setattr(landscape, "training_set", lambda run: by_class)
     seen, plane = [], landscape.loss_plane
     monkeypatch.setattr(
         landscape, "loss_plane", lambda *args, **how: seen.append(args[2]) or plane(*args, **how)
     )
-    table = work.plane_run(run)
+    table = measure(run, "landscape")
     assert all(len(y) == 20 and len(y.unique()) > 5 for y in seen)
     assert len(table) == 2 * 9
-    sharp = store.read_table(run.directory / store.SHARPNESS)
+    sharp = measure(run, "sharpness")
     assert list(sharp.quantity) == ["rise", "curvature"] * 2
     centre = table[(table.a == 0) & (table.b == 0)].loss
     assert centre.nunique() == 2  # the modes differ
@@ -331,7 +331,7 @@ def test_what_was_measured_of_an_older_run_has_the_hash_of_its_config(run):
     config = store.read_config(run)
     del config["settings"]["label_smoothing"]
     config["provenance"]["config_hash"] = "older"
-    store.write_json(run.directory / store.CONFIG, config)
+    store.write(run.directory / store.CONFIG, store.as_json(config))
     assert work.provenance(run, work.test_set(run, 10), "cpu")["config_hash"] == "older"
 
 
@@ -351,8 +351,8 @@ def test_the_paper_profile_passes_the_same_path_with_its_epochs_cut_to_one_batch
     images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
     fake = Dataset("cifar10", images, torch.arange(8) % 10, tuple("abcdefghij"))
     monkeypatch.setattr(networks, "load", lambda name, split: fake)
-    monkeypatch.setattr("study.experiments.evaluations.attack_suite", lambda run: {})
+    monkeypatch.setattr(sys.modules["study.experiments.evaluations"], "attack_suite", lambda run: {})
     run = make_run("paper", norm="robust_norm", training=training, epochs=1, attack_steps=1)
     assert len(work.train_run(run)) == 1
-    assert list(work.evaluate_run(run).n) == [8, 8]
+    assert list(measure(run, "evaluations").n) == [8, 8]
     assert os.listdir(empty / "paper") == [run.name]
