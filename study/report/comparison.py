@@ -19,7 +19,9 @@ P = 0.05
 SAME, OPPOSITE, LESS, UNCLEAR = "as claimed", "the other way round", "less than claimed", "unclear"
 # What a difference is in, by the column compared.
 UNITS = {"accuracy": "points", "diverged": "of the runs", "shift_abs": "tracked standard deviations"}
-UNITS |= {"log_ratio_abs": "octaves"} | dict.fromkeys(("std", "largest"), "of the spread after BatchNorm")
+UNITS |= {"agreement": "of the pixels", "log_ratio_abs": "octaves"} | dict.fromkeys(
+    ("std", "largest"), "of the spread after BatchNorm"
+)
 UNITS |= dict.fromkeys(("train_loss", "val_loss", "rise", "value"), "nats")
 KINDS, BUDGETS = ("paper", "beyond"), ("matched", "short", "any")
 

@@ -83,7 +83,7 @@ def dots(
 
     tidy, how = _tidy(rows, x, hue, panel, value)
     if tidy.empty:
-        return _nothing()
+        return nothing()
     shared = {key: how[key] for key in ("x", "y", "hue", "hue_order", "palette")} | WHOLE
     dodge = 0.5 if len(how["hue_order"]) > 1 else False
     shared |= {"order": _order(tidy, x), "dodge": dodge, "linestyle": "none"}
@@ -126,7 +126,7 @@ def lines(
 
     tidy, how = _tidy(rows, x, hue, panel, value)
     if tidy.empty:
-        return _nothing()
+        return nothing()
     how |= WHOLE | {"style": hue, "style_order": how["hue_order"], "facet_kws": {"sharey": sharey}}
     how |= {"markers": ["o"] * len(how["hue_order"]), "markeredgewidth": 0, "markersize": 5}
     grid = _finished(sns.relplot(tidy, kind="line", **how), xlabel or x, value, ylabel)
@@ -186,7 +186,8 @@ def _finished(grid: Any, xlabel: str, value: str, ylabel: str | None) -> Any:
     return grid
 
 
-def _nothing() -> Figure:
+def nothing() -> Figure:
+    """What stands in place of a figure where nothing is measured yet."""
     figure = plt.figure(figsize=(6, 1))
     figure.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
     return figure
@@ -195,7 +196,7 @@ def _nothing() -> Figure:
 def surfaces(planes: pd.DataFrame) -> Figure:
     """Fig 9: contours of the loss (table ``landscape``, one seed): a row a training, a column a norm."""
     if planes.empty:
-        return _nothing()
+        return nothing()
     planes = named(planes).assign(loss=np.log10(planes.loss.astype(float)))
     columns, trainings = _order(planes, "series"), list(dict.fromkeys(planes.training))
     figure = plt.figure(figsize=(1.9 * len(columns), 2.0 * len(trainings)), layout="constrained")

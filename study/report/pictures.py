@@ -8,6 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from study.report.figures import nothing
+
 
 def images(
     rows: Mapping[str, NDArray[np.floating]], titles: Sequence[str] = (), *, signed: Sequence[str] = ()
@@ -47,6 +49,8 @@ def gradient_sources(
     """
     import seaborn as sns
 
+    if not len(own):
+        return nothing()
     told = np.where(fooled, "fooled", "still right")
     tidy = pd.DataFrame({"own": own, "others": others, "image": told})
     look = {"hue": "image", "hue_order": ["still right", "fooled"], "height": 3.4, "aspect": 1.5}

@@ -31,6 +31,7 @@ COLUMNS = {
 # Of measurements, what they vary and what they find besides accuracy.
 VARIED = """crafted tested source eps size habit condition layer channel normaliser loss factor at batch_size
     attacked changed composition epoch confidence vanished shift_abs log_ratio_abs std largest quantity value
+    own others ratio cosine agreement probability survives threat budget winners attacks
 """.split()
 
 
@@ -195,19 +196,20 @@ def contrast(profile: str, name: str, sides: Sequence[pd.DataFrame], value: str)
     none. Accuracies are compared image by image, another ``value`` in its order.
     """
     seeds = [seed for seed in dict.fromkeys(sides[0].seed) if all(seed in set(one.seed) for one in sides)]
-    found, sizes, p = [], [], None
+    found, p = [], None
     for seed in seeds:
         values = [_values(profile, name, rows[rows.seed == seed], value) for rows in sides]
-        first, second = values[:2] if len(sides) == 2 else (values[0] - values[1], values[2] - values[3])
-        found.append(difference(first, second))
-        sizes.append(min(len(first), len(second)))
-        of_one = len(sides) == 2 and value == "accuracy" and len(seeds) == 1 and len(first) == len(second)
-        if of_one and (first != second).sum() < FEW:
-            p = mcnemar(first > 0, second > 0)
-    if len(found) < 2:
-        return Difference(*found[0], sizes[0], 1, p) if found else None
-    means = [mean for mean, *_ in found]
-    return Difference(float(np.mean(means)), *over_seeds(means), min(sizes), len(found))
+        found.append(values[:2] if len(sides) == 2 else (values[0] - values[1], values[2] - values[3]))
+    if not found:
+        return None
+    n = min(len(side) for pair in found for side in pair)
+    if len(found) > 1:
+        means = [float(first.mean() - second.mean()) for first, second in found]
+        return Difference(float(np.mean(means)), *over_seeds(means), n, len(found))
+    ((first, second),) = found
+    if len(sides) == 2 and value == "accuracy" and len(first) == len(second):
+        p = mcnemar(first > 0, second > 0) if (first != second).sum() < FEW else None
+    return Difference(*difference(first, second), n, 1, p)
 
 
 def _values(profile: str, name: str, rows: pd.DataFrame, value: str) -> Values:

@@ -11,7 +11,7 @@ from study.report.figures import name
 CONDITIONS = {
     "gap": "With batch statistics the same weights withstand the paper's attacks better.",
     "clean fit": "Statistics that fit the clean batch, and cannot follow the attack, are better, too.",
-    "stronger attacks": "The advantage stays when the attack is stronger: more steps, another loss.",
+    "stronger attacks": "The advantage stays under a better attack: another loss, the strongest of many.",
     "one image": "It stays when one image of the batch is attacked, so that images cannot defend each other.",
     "no gradient": "It stays under an attack that uses no gradient.",
     "other norms": "Norms that never had a mismatch are more robust than tracked BatchNorm.",

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from study import store
-from study.report import claims, comparison, ledger, results, rule
+from study.report import claims, comparison, dial, ledger, predictions, results, rule
 from study.report.claims import INCONCLUSIVE, NOT, PARTLY, REPRODUCED, UNTESTED, judge
 from study.report.comparison import LESS, OPPOSITE, SAME, UNCLEAR, make_claim, read_claims
 from study.runs import ROOT, grid, make_run, read_profile
@@ -56,7 +56,7 @@ def as_in_the_paper(run, mode, attack):
 def test_the_claims_are_few_and_each_can_be_judged():
     files = sorted((ROOT / "study" / "claims").glob("*.yml"))
     assert sum(file.stat().st_size for file in files) <= 45_000
-    assert len(read_claims()) < 90
+    assert len(read_claims()) < 95
     experiments = {"headline"} | set(read_profile("book")["experiments"])
     entries = json.loads(json.dumps(claims.judge_all("book"), allow_nan=False))
     for entry in entries:
@@ -491,3 +491,51 @@ def test_the_front_page_has_eight_claims_and_the_rule_its_conditions():
     assert "met: {ref}`table2-attacks <claim-table2-attacks>`" in table
     assert table.count("tracking is the cause **is open") == 2
     assert len(grid("book")) > 60
+
+
+# -- the predictions of the mechanism
+
+
+def test_predictions_have_a_claim_a_refuter_and_a_place_in_the_ledger():
+    entries = predictions.read_predictions()
+    letters = {letter for entry in entries for letter in entry["letter"]}
+    assert letters == set("abcdefgh")
+    assert all(entry["text"].endswith(".") and entry["refuted"].endswith(".") for entry in entries)
+    pages = {"temperature", "whose_gradient"}
+    of_pages = {one.id for one in read_claims().values() if one.page in pages}
+    assert of_pages <= {entry["claim"].id for entry in entries}
+    assert all(entry["claim"].kind == "beyond" and len(entry["claim"].parts) == 1 for entry in entries)
+
+
+def dial_results(lead_at, seeds):
+    """Temperature of the long-trained networks, where batch statistics lead by so much at each factor."""
+    for seed in seeds:
+        cells = {
+            ("cross_entropy", factor, mode): np.arange(1000) < 300 + 10 * lead * (mode == "batch") + seed
+            for factor, lead in lead_at.items()
+            for mode in ("tracked", "batch")
+        }
+        cells |= {("equal_weight", 1.0, mode): np.arange(1000) < 300 for mode in ("tracked", "batch")}
+        cells["statistics as given", 1.0, "batch"] = np.arange(1000) < 220
+        write(make_run("book", seed=seed), "temperature", cells, ("loss", "factor", "statistics"))
+
+
+@pytest.mark.usefixtures("own_results")
+def test_a_prediction_is_told_with_and_without_the_seed_that_suggested_it():
+    assert predictions.table("book").data.count("not measured yet") == 2 * len(predictions.read_predictions())
+    dial_results({0.2: -5, 1.0: 20, 4.0: 30}, (0, 1, 2))
+    (line,) = [line for line in predictions.table("book").data.splitlines() if "claim-dial-down" in line]
+    assert line.startswith("| g | {ref}`After 100 epochs outputs times 0.2 turn the gap <claim-dial-down>`")
+    assert "supported` | +5.0 points (+5.0 to +5.0); n 1,000, 3 seeds | +5.0 points" in line
+    assert line.endswith("n 1,000, 2 seeds |")
+
+
+@pytest.mark.usefixtures("own_results")
+def test_the_lead_of_an_attack_with_statistics_as_given_is_over_the_usual_attack_on_tracked_ones():
+    assert dial.lead(dial.leads("book"), "cross_entropy") == "(not measured yet)"
+    dial_results({1.0: 20}, (0,))
+    leads = dial.leads("book")
+    assert list(leads.network.unique()) == ["BatchNorm, 100 epochs"]
+    found = {loss: dial.lead(leads, loss) for loss in ("cross_entropy", "equal_weight", dial.GIVEN)}
+    assert found == {"cross_entropy": "+20.0", "equal_weight": "+0.0", dial.GIVEN: "-8.0"}
+    assert dial.lead(leads, "cross_entropy", norm="robust_norm") == "(not measured yet)"
