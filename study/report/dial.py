@@ -37,7 +37,7 @@ def leads(profile: str) -> pd.DataFrame:
         usual = cell | {"loss": "cross_entropy"} if cell["loss"] == GIVEN else cell
         batch = part[part.statistics == "batch"]
         tracked = results.select(rows, usual | {"statistics": "tracked"})
-        gap = results.contrast(profile, [("temperature", batch), ("temperature", tracked)])
+        gap = results.contrast(profile, "temperature", [batch, tracked], "accuracy")
         if gap is not None:
             found.append(cell | vars(gap))
     return pd.DataFrame(found, columns=[*LEAD, *results.Difference.__dataclass_fields__])
