@@ -171,14 +171,8 @@ def status_page(notebooks: Mapping[str, nbformat.NotebookNode], profile: str) ->
     made = {name: notebook.metadata for name, notebook in notebooks.items()}
     lines += [f"| {{doc}}`/{name}` | {one.start} | {one.seconds:.1f} |" for name, one in made.items()]
     versions = {"Python": python_version()} | {package: version(package) for package in PACKAGES}
-    lines += [
-        "",
-        "| Package | Version |",
-        "|---|---|",
-        *(f"| {one} | {versions[one]} |" for one in versions),
-        "",
-    ]
-    return "\n".join(lines)
+    lines += ["", "| Package | Version |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {one} | {number} |" for one, number in versions.items()), ""])
 
 
 def assemble(profile: str, *, executed: Path, source: Path) -> None:
@@ -200,15 +194,10 @@ def render(source: Path, output: Path, *, show: Show) -> None:
     run("jupyter-book", "config", "sphinx", source, log="config.log", show=show)
     # From nothing: a page that Sphinx read before and skips now would keep its warnings to itself.
     shutil.rmtree(output, ignore_errors=True)
-    strict = [
-        "--fail-on-warning",
-        "--keep-going",
-        "--nitpicky",
-        "--fresh-env",
-        "-d",
-        source.parent / "doctrees",
-    ]
-    run("sphinx-build", *strict, source, output, log="render.log", show=show)
+    strict = ("--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env")
+    run(
+        "sphinx-build", *strict, "-d", source.parent / "doctrees", source, output, log="render.log", show=show
+    )
 
 
 def build(profile: str, *, jobs: int, train: bool) -> Path:

@@ -104,9 +104,7 @@ class InTrainingMode(Attack):
 class Protocol:
     """How a trained network is tested."""
 
-    pixels: bool = (
-        False  # eps is 0.03 of a pixel's range, as the text can be read; else added after Normalize
-    )
+    pixels: bool = False  # eps is 0.03 of a pixel's range, as the text can be read; else after Normalize
     clip_to_batch: bool = False  # to the range of numbers of the normalised batch, noise not at all
     noise_std: float = 0.5  # in normalised units; the text's variance of 0.25
     std_plus_eps: bool = False  # is what norms divide by, with the unbiased std; else sqrt(var + eps)

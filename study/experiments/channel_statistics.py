@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rnlib import Norm, batch_statistics, distance, tracked_statistics, use_statistics
 from rnlib.data import batches
+from rnlib.statistics import Statistics
 from study.experiments.subject import Outcome, Subject
 from study.networks import new_model, test_set, training_set
 from study.runs import BATCH_SIZE, read_profile
@@ -58,9 +59,7 @@ def _on_test_images(subject: Subject, attack: str | None) -> list[dict[str, Any]
     return _rows(subject, found, subject.images.fingerprint)
 
 
-def _rows(
-    subject: Subject, found: list[dict[str, tuple[Tensor, Tensor]]], fingerprint: str
-) -> list[dict[str, Any]]:
+def _rows(subject: Subject, found: list[Statistics], fingerprint: str) -> list[dict[str, Any]]:
     tracked, rows = tracked_statistics(subject.model), []
     apart = [distance(subject.model, one, tracked) for one in found]
     names = ("shift", "shift_abs", "log_ratio", "log_ratio_abs")

@@ -31,9 +31,8 @@ def frozen_statistics(subject: Subject) -> Iterator[Outcome]:
     """
     model, pgd = subject.model, subject.suite["pgd_linf"]
     train, chance = subject.training(10 * BATCH_SIZE), torch.Generator().manual_seed(2)
-    augmented = list(
-        batches(train.images, BATCH_SIZE, generator=chance, augmented=True, device=subject.device)
-    )
+    stream = batches(train.images, BATCH_SIZE, generator=chance, augmented=True, device=subject.device)
+    augmented = list(stream)
     with use_statistics(model, "batch"):
         attacked = [pgd(model, x, y, generator=subject.chance(i)) for i, (x, y) in enumerate(augmented)]
     sources = {"augmented": [x for x, _ in augmented], "plain": train.inputs(), "adversarial": attacked}

@@ -40,10 +40,8 @@ def strongest(subject: Subject) -> Iterator[Outcome]:
             cell = {"threat": "all attacked", "budget": budget, "statistics": mode}
             yield cell, partial(_judged, found)
             if mode == "batch":
-                yield (
-                    cell | {"threat": "reshuffled"},
-                    partial(tested, few, partial(_images, found), "reshuffled"),
-                )
+                adv = partial(_images, found)
+                yield cell | {"threat": "reshuffled"}, partial(tested, few, adv, "reshuffled")
     cell = {"threat": "one attacked", "budget": "20 steps", "statistics": "batch"}
     yield cell, partial(_one_by_one, subject, SINGLE_IMAGES)
     for path in subject.run.directory.glob(store.unfinished("strongest-*")):

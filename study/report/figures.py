@@ -188,8 +188,9 @@ def _finished(grid: Any, xlabel: str, value: str, ylabel: str | None) -> Any:
 
 def nothing() -> Figure:
     """What stands in place of a figure where nothing is measured yet."""
-    figure = plt.figure(figsize=(6, 1))
-    figure.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
+    figure, axis = plt.subplots(figsize=(6, 1))
+    axis.set_axis_off()
+    axis.text(0.5, 0.5, "nothing measured yet", ha="center", va="center", color="0.4")
     return figure
 
 

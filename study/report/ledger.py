@@ -95,9 +95,8 @@ def comparisons(page: str, profile: str) -> pd.DataFrame | Markdown:
     rows = []
     for part in (part for claim_id in _page(page) for part in judge(claim_id, profile).parts):
         for one in part.comparisons + part.short:
-            ends = [
-                one.signed(end) if isfinite(end) else "one number" for end in (one.ours.low, one.ours.high)
-            ]
+            both = (one.ours.low, one.ours.high)
+            ends = [one.signed(end) if isfinite(end) else "one number" for end in both]
             row: dict[str, Any] = {"claim": part.claim.id}
             row |= {"what": ", ".join(filter(None, [name(part.training), one.what])), "epochs": one.epochs}
             row |= {"paper": "" if one.paper is None else one.signed(one.paper)}
@@ -123,9 +122,8 @@ def said(claim_id: str, profile: str, training: str) -> str:
 def yes_or_no(claim_id: str, profile: str, training: str) -> str:
     """The verdict on a claim after a training as the first word of an answer: "yes", "in part", ..."""
     part = _parts(claim_id, profile, training)[0]
-    words = dict(zip(WORDS[part.claim.kind], ("yes", "in part", "no"), strict=True)) | {
-        INCONCLUSIVE: "unclear"
-    }
+    known = (*WORDS[part.claim.kind], INCONCLUSIVE)
+    words = dict(zip(known, ("yes", "in part", "no", "unclear"), strict=True))
     return words.get(part.direction, "not tested at this budget")
 
 

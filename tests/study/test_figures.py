@@ -125,7 +125,7 @@ def test_nothing_measured_is_said_and_no_error():
         figures.lines(nothing, x="size"),
         figures.surfaces(planes),
     ):
-        assert [text.get_text() for text in figure.texts] == ["nothing measured yet"]
+        assert [text.get_text() for axis in figure.axes for text in axis.texts] == ["nothing measured yet"]
 
 
 def test_surfaces_have_a_row_a_training_and_a_column_a_mode():
