@@ -34,10 +34,9 @@ def check(profile: str, train: str = "live") -> None:
         raise ValueError(f"train is {train!r}, it must be one of {', '.join(TRAIN)}")
 
 
-def run(kind: str, profile: str = "book") -> Run:
-    """The run of seed 0 that a kind of network is: of the profile quick, or of the book."""
-    home = "quick" if profile == "quick" else "book"
-    return make_run(home, dataset="fashion-mnist-sample", seed=0, **KINDS[kind])
+def run(kind: str) -> Run:
+    """The run of the book that a kind of network is, the one of seed 0."""
+    return make_run("book", dataset="fashion-mnist-sample", seed=0, **KINDS[kind])
 
 
 def fit(
@@ -86,35 +85,35 @@ def _seconds_a_step(model: nn.Module, train_set: rnlib.Dataset, settings: rnlib.
     return best
 
 
-def stored(model: nn.Module, kind: str, profile: str) -> HTML | Markdown:
+def stored(model: nn.Module, kind: str) -> HTML | Markdown:
     """Give a model the stored weights of a kind of network, and show how that was trained."""
-    model.load_state_dict(trained_model(run(kind, profile)).state_dict())
+    model.load_state_dict(trained_model(run(kind)).state_dict())
     return Markdown("The weights are stored ones; `-p train live` trains them here.")
 
 
-def others(train_set: rnlib.Dataset, train: str, profile: str) -> dict[str, nn.Module]:
+def others(train_set: rnlib.Dataset, train: str) -> dict[str, nn.Module]:
     """The other networks by what is other about them, trained here if ``train`` is all."""
     found = {}
     for kind in OTHERS:
         if train == "all":
-            found[kind] = new_model(run(kind, profile))
-            rnlib.fit(found[kind], train_set, training_settings(run(kind, profile)))
+            found[kind] = new_model(run(kind))
+            rnlib.fit(found[kind], train_set, training_settings(run(kind)))
             found[kind].eval()
         else:
-            found[kind] = trained_model(run(kind, profile))
+            found[kind] = trained_model(run(kind))
     return found
 
 
-def table(profile: str) -> pd.DataFrame:
+def table() -> pd.DataFrame:
     """The stored measurement ``temperature`` of these kinds of networks, named in a column ``network``."""
-    rows = results.table(profile, "temperature", sorted({kind["experiment"] for kind in KINDS.values()}))
+    rows = results.table("book", "temperature", sorted({kind["experiment"] for kind in KINDS.values()}))
     names = {(of["experiment"], of.get("norm", "batch_norm")): kind for kind, of in KINDS.items()}
     return rows.assign(network=[names[key] for key in zip(rows.experiment, rows.norm, strict=True)])
 
 
-def dial(profile: str) -> Figure:
+def dial() -> Figure:
     """Accuracy under PGD against the factor on the outputs: a panel for each kind of network and loss."""
-    rows = table(profile)
+    rows = table()
     rows = rows[rows.loss.isin(["cross_entropy", "equal_weight"]) & rows.network.isin([*OTHERS[:3], CENTRAL])]
     told = {"cross_entropy": "cross-entropy", "equal_weight": "equal weights"}
     panels = [f"{one}, {told[loss]}" for one, loss in zip(rows.network, rows.loss, strict=True)]

@@ -65,9 +65,8 @@ def test_training_keeps_weights_history_and_where_they_come_from(run):
     assert config["provenance"] == origin
     history = store.read_table(run.directory / store.HISTORY)
     assert list(history.epoch) == [1]
-    assert {path.name for path in run.directory.iterdir()} == {
-        "config.json", "files.json", "history.csv", "weights.safetensors",
-    }  # fmt: skip
+    made = {"config.json", "files.json", "history.csv", "weights.safetensors"}
+    assert {path.name for path in run.directory.iterdir()} == made
     before = stamps(run)
     assert work.train_run(run).equals(history)
     assert stamps(run) == before
