@@ -1,10 +1,11 @@
-"""The normalisation layers of the paper, and all layers by name.
+"""The normalisation layers of the paper.
 
 Every :class:`Norm` normalises with the statistics of the batch while training. What it does in evaluation
 mode is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
 ``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
 "BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
-``statistics="batch"``. To add a norm, write its class and name it in ``NORMS``.
+``statistics="batch"``. To add a norm, write its class and name it in
+:data:`rnlib.other_norms.NORMS`.
 """
 
 from collections.abc import Callable

@@ -5,7 +5,6 @@ files has for each its checksum and its provenance: settings, data, code and mac
 match its checksum is not used.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+try:
+    import fcntl
+except ImportError:  # Windows, which has other locks: there one process at a time may write a run
+    fcntl = None  # type: ignore[assignment]
 
 from study.runs import COMPUTATION, DEFAULTS, Run
 
@@ -90,6 +94,9 @@ def _notes(directory: Path) -> dict[str, Any]:
 def _locked(directory: Path) -> Iterator[None]:
     """One writer of notes at a time; the lock of a process that died is none."""
     directory.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

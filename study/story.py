@@ -111,6 +111,12 @@ def table() -> pd.DataFrame:
     return rows.assign(network=[names[key] for key in zip(rows.experiment, rows.norm, strict=True)])
 
 
+def seeds() -> int:
+    """How many networks of the central kind have been measured."""
+    rows = table()
+    return int(rows[rows.network == CENTRAL].seed.nunique())
+
+
 def dial() -> Figure:
     """Accuracy under PGD against the factor on the outputs: a panel for each kind of network and loss."""
     rows = table()

@@ -1,0 +1,123 @@
+"""The mechanism's central numbers a second time: own batch norm, own ResNet, own PGD, own losses.
+
+Nothing of rnlib and of the study's measurements is used; weights and images are read from their files.
+"""
+
+import lzma
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "results" / "book" / "fashion-mnist-sample_resnet20_batch_norm_natural_seed0_miniature"
+EPS = 0.03 * 0.353
+IMAGES = 500
+
+
+def idx(name):
+    content = lzma.decompress((ROOT / "data" / "fashion-mnist-sample" / f"t10k-{name}-ubyte.xz").read_bytes())
+    dimensions = content[3]
+    shape = [int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
+    return torch.from_numpy(np.frombuffer(content[4 + 4 * dimensions :], np.uint8).reshape(shape).copy())
+
+
+@pytest.fixture(scope="module")
+def data():
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[:IMAGES]
+    return idx("images-idx3")[order][:, None] / 255, idx("labels-idx1")[order].long()
+
+
+def network(weights, batch):
+    """A function from images to logits; ``batch``: normalise with the statistics of the batch."""
+
+    def norm(x, name):
+        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        if batch:
+            mean, variance = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+        scale = weights[f"{name}.weight"] / (variance + 1e-5).sqrt()
+        return x * scale[:, None, None] + (weights[f"{name}.bias"] - mean * scale)[:, None, None]
+
+    def block(x, name, stride):
+        y = F.relu(
+            norm(
+                F.conv2d(x, weights[f"{name}.residual.0.weight"], stride=stride, padding=1),
+                f"{name}.residual.1",
+            )
+        )
+        y = norm(F.conv2d(y, weights[f"{name}.residual.3.weight"], padding=1), f"{name}.residual.4")
+        if stride == 2:
+            x = norm(F.conv2d(x, weights[f"{name}.shortcut.0.weight"], stride=2), f"{name}.shortcut.1")
+        return F.relu(x + y)
+
+    def forward(x):
+        x = F.relu(norm(F.conv2d((x - 0.286) / 0.353, weights["1.weight"], padding=1), "2"))
+        for place in range(4, 13):
+            x = block(x, str(place), 2 if place in (7, 10) else 1)
+        return F.linear(x.mean((2, 3)), weights["15.weight"], weights["15.bias"])
+
+    return forward
+
+
+def equal_weight(logits, y):
+    """Each cross-entropy over the length of its gradient at the logits, in float64."""
+    logits = logits.double()
+    gradient = logits.softmax(1) - F.one_hot(y, logits.shape[1])
+    return (
+        F.cross_entropy(logits, y, reduction="none") / gradient.norm(dim=1).detach().clamp_min(1e-15)
+    ).sum()
+
+
+def accuracy_under_pgd(forward, x, y, loss):
+    chance, correct = torch.Generator().manual_seed(0), []
+    for x0, labels in zip(x.split(100), y.split(100), strict=True):
+        adv = (x0 + EPS * (2 * torch.rand(x0.shape, generator=chance) - 1)).clamp(0, 1)
+        for _ in range(20):
+            adv.requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(forward(adv), labels), adv)
+            adv = adv.detach() + EPS / 10 * gradient.sign()
+            adv = torch.minimum(torch.maximum(adv, x0 - EPS), x0 + EPS).clamp(0, 1)
+        with torch.no_grad():
+            correct.append(forward(adv).argmax(1) == labels)
+    return 100 * torch.cat(correct).float().mean().item()
+
+
+def stored(loss, factor, statistics):
+    """Accuracy of the study's measurement on the same images."""
+    rows = pd.read_csv(FOLDER / "temperature.csv")
+    kept = np.load(FOLDER / "temperature.npz")[f"{loss}/{factor}/{statistics}"]
+    assert len(rows[(rows.loss == loss) & (rows.factor == factor) & (rows.statistics == statistics)]) == 1
+    return 100 * np.unpackbits(kept)[:IMAGES].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "factor", "loss"),
+    [
+        ("cross_entropy", 1.0, lambda logits, y: F.cross_entropy(logits, y, reduction="sum")),
+        ("equal_weight", 1.0, equal_weight),
+    ],
+    ids=["the paper's attack", "equal weights"],
+)
+def test_the_gap_is_the_same(data, name, factor, loss):
+    weights = load_file(FOLDER / "weights.safetensors")
+    gap = [accuracy_under_pgd(network(weights, batch), *data, loss) for batch in (False, True)]
+    expected = [stored(name, factor, mode) for mode in ("tracked", "batch")]
+    assert gap[1] - gap[0] == pytest.approx(expected[1] - expected[0], abs=1.5)
+
+
+def test_the_ends_of_the_dial():
+    """Towards 0 the loss is log C + f (mean logit - true logit), towards infinity f (largest - true logit)."""
+    logits = torch.randn(50, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(50) % 10
+    truth = logits.gather(1, y[:, None])[:, 0]
+    small, large = 1e-6, 1e4
+    at_zero = (F.cross_entropy(small * logits, y, reduction="none") - np.log(10)) / small
+    assert torch.allclose(at_zero, logits.mean(1) - truth, atol=1e-5)
+    at_infinity = F.cross_entropy(large * logits, y, reduction="none") / large
+    assert torch.allclose(at_infinity, logits.amax(1) - truth, atol=1e-3)
+    assert (at_infinity[logits.argmax(1) == y] < 1e-3).all()  # who is still right is not heard
