@@ -8,6 +8,7 @@ match its checksum is not used.
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -18,10 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows, which has other locks: there one process at a time may write a run
-    fcntl = None  # type: ignore[assignment]
 
 from study.runs import COMPUTATION, DEFAULTS, Run
 
@@ -94,7 +93,7 @@ def _notes(directory: Path) -> dict[str, Any]:
 def _locked(directory: Path) -> Iterator[None]:
     """One writer of notes at a time; the lock of a process that died is none."""
     directory.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    if sys.platform == "win32":  # which has other locks: there one process at a time may write a run
         yield
         return
     descriptor = os.open(directory, os.O_RDONLY)

@@ -111,7 +111,7 @@ def test_the_gap_is_the_same(data, name, factor, loss):
 
 
 def test_the_ends_of_the_dial():
-    """Towards 0 the loss is log C + f (mean logit - true logit), towards infinity f (largest - true logit)."""
+    """Towards 0 the loss is log C + f (mean logit - true logit), towards infinity f (largest - true)."""
     logits = torch.randn(50, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.arange(50) % 10
     truth = logits.gather(1, y[:, None])[:, 0]
