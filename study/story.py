@@ -1,4 +1,7 @@
-"""The networks of the page the_story, trained on the page or taken from stored weights."""
+"""The networks of the page the_story, trained on the page or taken from stored weights.
+
+``python -m study.story`` draws the picture of the README.
+"""
 
 from time import perf_counter
 from typing import Any
@@ -15,7 +18,7 @@ import rnlib
 from study.networks import new_model, trained_model, training_settings
 from study.report import figures, results
 from study.report.pages import live as place
-from study.runs import Run, make_run
+from study.runs import ROOT, Run, make_run
 
 TRAIN = ("live", "all", "none")
 KINDS: dict[str, dict[str, Any]] = {
@@ -132,3 +135,8 @@ def dial() -> Figure:
         xlabel="outputs times",
         ylabel="accuracy under PGD (%)",
     )
+
+
+if __name__ == "__main__":  # draws the picture of the README
+    figures.style()
+    dial().savefig(ROOT / "book" / "_static" / "dial.png", dpi=110)
