@@ -5,7 +5,7 @@ mode is said by its ``statistics`` attribute, and whether a training forward upd
 ``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
 "BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
 ``statistics="batch"``. To add a norm, write its class and name it in
-:data:`rnlib.other_norms.NORMS`.
+``rnlib.other_norms.NORMS``.
 """
 
 from collections.abc import Callable
