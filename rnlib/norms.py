@@ -4,8 +4,7 @@ Every :class:`Norm` normalises with the statistics of the batch while training. 
 mode is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
 ``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
 "BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
-``statistics="batch"``. To add a norm, write its class and name it in
-``rnlib.other_norms.NORMS``.
+``statistics="batch"``. A new norm is a class here, and a name in ``NORMS`` of ``rnlib.other_norms``.
 """
 
 from collections.abc import Callable

@@ -8,9 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnlib import resnet, statistics_modes, track, use_statistics
-from rnlib.norms import BatchNorm, MinMaxNorm, Norm, RobustNorm
 from rnlib.other_norms import make_norm
-from rnlib.statistics import evaluation_mode
 
 each_batch_norm = pytest.mark.parametrize(
     "name", ["batch_norm", "robust_norm", "mean_range_norm", "min_max_norm"]
@@ -78,66 +76,6 @@ def test_tracking_switch(name):
     assert layer.num_batches_tracked == 1
 
 
-def switches(model):
-    return [(m.statistics, m.tracking) for m in model.modules() if isinstance(m, Norm)]
-
-
-def test_switches_nest_and_restore_every_layer_after_exceptions():
-    model = nn.Sequential(BatchNorm(2), nn.Sequential(RobustNorm(2), nn.ReLU()), MinMaxNorm(2))
-    model[0].statistics, model[1][0].tracking = "batch", False
-    before = switches(model)
-    with use_statistics(model, "batch") as same:
-        assert same is model
-        with use_statistics(model, "tracked"), track(model, False):
-            assert switches(model) == [("tracked", False)] * 3
-        assert switches(model) == [("batch", True), ("batch", False), ("batch", True)]
-    assert switches(model) == before
-    for switch, value in ((use_statistics, "batch"), (track, False)):
-        with pytest.raises(KeyError), switch(model, value):
-            raise KeyError
-        assert switches(model) == before
-    model.eval().train()
-    assert switches(model) == before
-
-
-def test_evaluation_mode_gives_every_layer_its_own_mode_back():
-    model = nn.Sequential(nn.Dropout(), nn.Sequential(BatchNorm(2), nn.ReLU()))
-    model[1].eval()
-    before = [m.training for m in model.modules()]
-    with evaluation_mode(model):
-        assert not any(m.training for m in model.modules())
-    assert [m.training for m in model.modules()] == before
-    with pytest.raises(KeyError), evaluation_mode(model):
-        raise KeyError
-    assert [m.training for m in model.modules()] == before
-
-
-@pytest.mark.parametrize("norm", ["no_norm", "group_norm"])
-def test_switches_do_nothing_to_models_without_batch_statistics(norm):
-    model, x = resnet(8, norm, width=8).eval(), torch.rand(2, 3, 8, 8, generator=seeded())
-    with torch.no_grad(), use_statistics(model, "batch"), track(model, False):
-        inside = model(x)
-    torch.testing.assert_close(inside, model(x), rtol=0, atol=0)
-    assert statistics_modes(model) == ("none",)
-
-
-@pytest.mark.parametrize(("switch", "value"), [(use_statistics, "batch"), (track, False)])
-@pytest.mark.parametrize("native", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
-def test_native_layers_cannot_be_switched_and_the_error_says_what_to_do(switch, value, native):
-    model = nn.Sequential(BatchNorm(2), nn.Sequential(native(2)))
-    message = r"layer '1\.0' is a native BatchNorm.*rnlib\.convert_norms"
-    with pytest.raises(ValueError, match=message), switch(model, value):
-        pass
-    assert switches(model) == [("tracked", True)]
-
-
-def test_unknown_statistics():
-    message = "'bacth'.*'tracked', 'batch'"
-    with pytest.raises(ValueError, match=message), use_statistics(BatchNorm(2), "bacth"):
-        pass
-
-
-@each_batch_norm
 def test_neighbours_matter_with_batch_statistics_only(name):
     model = resnet(8, name, width=4).double()
     x = torch.rand(8, 3, 8, 8, generator=seeded(), dtype=torch.float64)
