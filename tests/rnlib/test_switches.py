@@ -76,6 +76,7 @@ def test_tracking_switch(name):
     assert layer.num_batches_tracked == 1
 
 
+@each_batch_norm
 def test_neighbours_matter_with_batch_statistics_only(name):
     model = resnet(8, name, width=4).double()
     x = torch.rand(8, 3, 8, 8, generator=seeded(), dtype=torch.float64)
