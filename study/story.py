@@ -31,8 +31,8 @@ KINDS: dict[str, dict[str, Any]] = {
 CENTRAL, *OTHERS = KINDS
 
 
-def check(profile: str, train: str = "live") -> None:
-    """Raise ``ValueError`` unless ``train`` is one of TRAIN."""
+def check(train: str) -> None:
+    """Raise ``ValueError`` unless this is one of TRAIN."""
     if train not in TRAIN:
         raise ValueError(f"train is {train!r}, it must be one of {', '.join(TRAIN)}")
 

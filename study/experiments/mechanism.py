@@ -3,6 +3,7 @@
 ``papermill notebooks/workers/measure.ipynb out.ipynb -p measurement temperature``
 """
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -54,15 +55,18 @@ def temperature(subject: Subject) -> Iterator[Outcome]:
 
 def _attacked(subject: Subject, loss: str, factor: float, mode: str) -> Tensor:
     """Which images are classified correctly after PGD on the scaled network, bool (n,)."""
-    model = Scaled(Detached(subject.model) if loss == "statistics as given" else subject.model, factor)
+    model = Detached(subject.model) if loss == "statistics as given" else subject.model
+    wide = torch.float64 if loss == "float64" else torch.float32
+    if loss == "float64":
+        model = copy.deepcopy(model).to(wide)  # the network itself stays as it is
+    model = Scaled(model, factor)
     known = loss in ("equal_weight", "margin")
     attack = PGD(subject.radius(), loss=loss if known else "cross_entropy")
-    double = torch.float64 if loss == "float64" else torch.float32
     parts = []
     for x, y, chance in subject.batches():
         with use_statistics(model, "tracked" if loss == "statistics as given" else mode):
-            adv = attack(model.to(double), x.to(double), y, generator=chance)
-        parts.append(classified(subject.model.to(x.dtype), adv.to(x.dtype), y, mode))
+            adv = attack(model, x.to(wide), y, generator=chance)
+        parts.append(classified(subject.model, adv.to(x.dtype), y, mode))
     return torch.cat(parts)
 
 
