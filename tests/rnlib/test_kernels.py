@@ -2,19 +2,12 @@
 
 import pytest
 import torch
+from toys import draw, seeded
 
 from rnlib.kernels import blocks, per_block, range_norm
 
 CASES = {"robust_norm": (0.2, "mean"), "mean_range_norm": (1.0, "mean"), "min_max_norm": (1.0, "min")}
 each_case = pytest.mark.parametrize(("p", "centre"), CASES.values(), ids=CASES)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
 
 
 def channels_last(x):

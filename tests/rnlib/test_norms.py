@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from toys import draw, layer_for
 
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm
 from rnlib.other_norms import NORMS, make_norm
@@ -23,29 +24,12 @@ each_range_norm = pytest.mark.parametrize("name", RANGE_NORMS)
 each_batch_norm = pytest.mark.parametrize("name", BATCH_NORMS)
 
 
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
-
-
 def channels_last(x):
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
 
 
 def shaped(vector, x):
     return vector.view(1, -1, *[1] * (x.dim() - 2))
-
-
-def layer_for(name, channels, dtype=torch.float64, **options):
-    """A layer whose scale and shift are not trivial."""
-    layer = make_norm(name, **options)(channels).to(dtype)
-    if layer.weight is not None:
-        nn.init.uniform_(layer.weight, 0.5, 2, generator=seeded(3))
-        nn.init.uniform_(layer.bias, -1, 1, generator=seeded(4))
-    return layer
 
 
 def gradients(y, upstream, *inputs):

@@ -4,32 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
+from toys import draw, layer_for, seeded
 
 from rnlib import resnet, statistics_modes, track, use_statistics
-from rnlib.other_norms import make_norm
 
 each_batch_norm = pytest.mark.parametrize(
     "name", ["batch_norm", "robust_norm", "mean_range_norm", "min_max_norm"]
 )
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
-
-
-def layer_for(name, channels, dtype=torch.float64, **options):
-    """A layer whose scale and shift are not trivial."""
-    layer = make_norm(name, **options)(channels).to(dtype)
-    if layer.weight is not None:
-        nn.init.uniform_(layer.weight, 0.5, 2, generator=seeded(3))
-        nn.init.uniform_(layer.bias, -1, 1, generator=seeded(4))
-    return layer
 
 
 # --- the switches -------------------------------------------------------------------------------------------

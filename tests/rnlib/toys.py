@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rnlib import APGD, BIM, PGD, PGDL2, CarliniWagner, GaussianNoise, Grad, GradSign
+from rnlib.other_norms import make_norm
 
 ALL = [
     GaussianNoise(0.1),
@@ -30,6 +31,19 @@ each_attack = pytest.mark.parametrize("attack", ALL, ids=repr)
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=seeded(seed), dtype=dtype)
+
+
+def layer_for(name, channels, dtype=torch.float64, **options):
+    """A layer whose scale and shift are not trivial."""
+    layer = make_norm(name, **options)(channels).to(dtype)
+    if layer.weight is not None:
+        nn.init.uniform_(layer.weight, 0.5, 2, generator=seeded(3))
+        nn.init.uniform_(layer.bias, -1, 1, generator=seeded(4))
+    return layer
 
 
 class Linear(nn.Module):
