@@ -12,7 +12,7 @@ from study.experiments.evaluations import evaluations
 from study.experiments.frozen_statistics import frozen_statistics, jitter
 from study.experiments.landscape import landscape, sharpness
 from study.experiments.mechanism import gradient_sources, temperature
-from study.experiments.strongest import strongest
+from study.experiments.strongest import strongest, strongest_five_times
 from study.experiments.subject import Outcome, Subject
 from study.experiments.transfer import transfer, transfer_8px, transfer_between_seeds
 
@@ -40,5 +40,6 @@ MEASUREMENTS: dict[str, Callable[[Subject], Iterator[Outcome]]] = {
     "temperature": temperature,
     "gradient_sources": gradient_sources,
     "strongest": strongest,
+    "strongest_five_times": strongest_five_times,
 }
 EVERY_NORM = ("evaluations", "temperature")  # also of networks without batch statistics

@@ -145,6 +145,9 @@ def test_the_strongest_is_on_the_images_of_the_usual_evaluation_and_reshuffling_
     whole = table[table.threat == "all attacked"].set_index(["budget", "statistics"])
     assert set(whole.loc["book"].index) == {"batch", "tracked", "plain", "twin"}
     assert not table.attacks.dropna().str.contains("assembled").any()
+    more = measured(run, "strongest_five_times")[0]
+    assert {*more.threat} == {"all attacked", "reshuffled"}
+    assert {*more.budget} == {"five times"}
     assert whole.winners["book", "batch"].endswith(": 1")  # one batch
     # All images are in one batch, whose order does not matter.
     assert np.array_equal(outcomes["all attacked/book/batch"], outcomes["reshuffled/book/batch"])
