@@ -12,9 +12,7 @@ import io
 import lzma
 import math
 import os
-import pickle
 import tarfile
-import uuid
 import warnings
 import zipfile
 import zlib
@@ -30,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+
+from rnlib.files import read_tensors, write_tensors
 
 # Mean and standard deviation per channel, for pixels in [0, 1], as the models' Normalize layer takes them.
 # The CIFAR row is that of the paper's released code, which uses it for CIFAR-100 too. Its "standard
@@ -400,21 +400,16 @@ def _is_image(name: str) -> bool:
 def _cached(identity: str, make: Callable[[], dict[str, Split]]) -> dict[str, Split]:
     """What `make()` gives, kept under the hash of `identity` in RNLIB_CACHE or ~/.cache/rnlib.
 
-    The file is written under a temporary name and renamed, so processes that start together never see half of
-    it; it is memory-mapped, so that they share one copy. An unreadable cache file is made again; a cache that
+    The file is memory-mapped, so that processes share one copy. A damaged one is made again; a cache that
     cannot be written is a warning.
     """
     folder = Path(os.environ.get("RNLIB_CACHE") or Path.home() / ".cache" / "rnlib")
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"
-    with suppress(OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-        return torch.load(file, mmap=True, weights_only=True)
-    found, temporary = make(), file.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    with suppress(OSError, ValueError):
+        return read_tensors(file, mmap=True)
+    found = make()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save(found, temporary)
-        temporary.replace(file)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        message = f"images are not cached, {folder} cannot be written ({error}): set RNLIB_CACHE"
-        warnings.warn(message, stacklevel=2)
+        write_tensors(file, found)
+    except OSError as error:
+        warnings.warn(f"images are not cached: {error}, or set RNLIB_CACHE to another folder", stacklevel=2)
     return found

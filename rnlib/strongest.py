@@ -1,7 +1,6 @@
 """The strongest attack on a batch that is known here: an ensemble, of which whole batches are judged."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from rnlib.attacks import Attack, Generator, Pixels, Task, check_batch, column
+from rnlib.files import read_tensors, write_tensors
+from rnlib.files import read_tensors, write_tensors
 from rnlib.norms import Norm
 from rnlib.statistics import Detached, borrowed, frozen
 from rnlib.strong_attacks import APGD, FPA, GMSA, Square, rank
@@ -90,8 +91,8 @@ def strongest(
     done: dict[str, Any] = {"of": what.hexdigest(), "seed": int(seed), "images": {}}
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists():
-        there = torch.load(path, map_location=x.device, weights_only=True)
-        if there["of"] != done["of"]:
+        there = read_tensors(path, x.device)
+        if not isinstance(there, dict) or there.get("of") != done["of"]:
             raise ValueError(f"{path} is of another batch, model or budget: remove it, or name another file")
         done = there
     images: dict[str, Tensor] = done["images"]
@@ -101,8 +102,7 @@ def strongest(
             chance = torch.Generator(x.device).manual_seed(done["seed"] + index)
             images[name] = attack(source, x, y, generator=chance, checked=True)
             if path is not None:
-                torch.save(done, temporary := path.with_name(f"{path.name}.{os.getpid()}.tmp"))
-                os.replace(temporary, path)
+                write_tensors(path, done)
     with borrowed(model):
         task = Task(model, y, classes, "margin", False)
         judged = {name: task.score(adv) for name, adv in images.items()}

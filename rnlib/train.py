@@ -5,7 +5,6 @@ state at the end of every epoch is written to a temporary name and renamed. Resu
 epoch's number only, and repeats the epoch that was cut short.
 """
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
 from rnlib.evaluate import measure
+from rnlib.files import read_tensors, write_tensors
 from rnlib.statistics import evaluation_mode, statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
@@ -245,19 +245,18 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
 
 
 def _save(path: Path, identity: dict[str, str], parts: dict[str, Any], history: History) -> None:
-    """Write what the training is, its history, and the state of its parts under a temporary name; rename."""
+    """Write what the training is, its history, and the state of its parts."""
     state = {**identity, "history": history, **{name: part.state_dict() for name, part in parts.items()}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    write_tensors(path, state)
 
 
 def _resume(
     path: Path, identity: dict[str, str], parts: dict[str, Any], device: str | torch.device
 ) -> History:
     """Load what :func:`_save` wrote into the parts; a ValueError shows the first line that differs."""
-    state = torch.load(path, map_location=device, weights_only=True)
+    state = read_tensors(path, device)
+    if not isinstance(state, dict) or state.keys() != {*identity, *parts, "history"}:
+        raise ValueError(f"{path} is no checkpoint of this version: remove it, and training starts anew")
     for key, value in identity.items():
         for there, here in zip_longest(state[key].splitlines(), value.splitlines()):
             if there != here:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -84,5 +85,8 @@ def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
         command = f"papermill notebooks/workers/train.ipynb out.ipynb {run.options}"
         raise FileNotFoundError(f"{path} is not there (most weights are not kept); make it with: {command}")
     store.check(path)
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} holds other weights than those of {run.name}: remove the folder") from error
     return model.to(memory_format=torch.channels_last).eval()

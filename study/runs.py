@@ -40,7 +40,7 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 
 def results_folder(profile: str) -> Path:
     """``results/<profile>`` of the repository, or ``<profile>`` in the folder RNLIB_RESULTS names."""
-    return Path(os.environ.get("RNLIB_RESULTS", ROOT / "results")) / profile
+    return Path(os.environ.get("RNLIB_RESULTS", ROOT / "results")) / Path(profile).stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Run:
     @property
     def directory(self) -> Path:
         """``results/<profile>/<name>``."""
-        return results_folder(Path(self.profile).stem) / self.name
+        return results_folder(self.profile) / self.name
 
     @property
     def matched(self) -> bool:

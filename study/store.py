@@ -8,16 +8,20 @@ match its checksum is not used.
 import hashlib
 import json
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors import SafetensorError
 
 if sys.platform != "win32":
     import fcntl
@@ -40,17 +44,25 @@ class DamagedFile(ValueError):
 def write(path: Path, writer: Callable[[Path], Any]) -> None:
     """Let ``writer`` write a temporary file (same suffix, same folder), then rename it to ``path``.
 
-    It gets the rights that new files have, whatever those are that the writer gave it.
+    It gets the rights that new files have, whatever those are that the writer gave it. What a killed writer
+    left is removed. OSError, with the path and the remedy, where it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".*-{path.name}"):
+            left.unlink()
         writer(temporary)
         os.umask(mask := os.umask(0))  # there is no other way to ask for it
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError | RuntimeError | SafetensorError) and str(path) not in str(error):
+            fix = "make room, or give the right to write, and start again: it goes on from here"
+            raise OSError(f"{path} cannot be written ({error}): {fix}") from error
+        raise
 
 
 def keep(path: Path, writer: Callable[[Path], Any], origin: Mapping[str, Any] | None = None) -> None:
@@ -58,50 +70,86 @@ def keep(path: Path, writer: Callable[[Path], Any], origin: Mapping[str, Any] | 
 
     def written(temporary: Path) -> None:
         writer(temporary)
-        note = {"sha256": _checksum(temporary)} | ({"provenance": dict(origin)} if origin else {})
-        with _locked(path.parent):
-            notes = _notes(path.parent) | {path.name: note}
-            write(path.parent / FILES, as_json(dict(sorted(notes.items()))))
+        note = {"sha256": checksum(temporary)} | ({"provenance": dict(origin)} if origin else {})
+        with alone(path.with_name(FILES)):
+            notes = _notes(path.parent)
+            before = _matching(path, notes)
+            if before and before["sha256"] != note["sha256"]:  # a kill before the renaming leaves that in place
+                note["before"] = {key: value for key, value in before.items() if key != "before"}
+            notes = dict(sorted((notes | {path.name: note}).items()))
+            write(path.with_name(FILES), as_json(notes | {FILES: {"sha256": _sha256(json.dumps(notes).encode())}}))
 
     write(path, written)
 
 
 def check(path: Path) -> dict[str, Any]:
     """The provenance noted of a file; :class:`DamagedFile` if nothing was, or its checksum is another."""
-    note = _notes(path.parent).get(path.name)
-    if note is None:
-        raise DamagedFile(f"{path} is not listed in {FILES} beside it: remove it, and it is made again")
-    if note["sha256"] != _checksum(path):
-        fix = "restore it (git checkout), or remove it, and it is made again"
-        raise DamagedFile(f"{path} was changed or damaged: its sha256 is not the one in {FILES}; {fix}")
-    return note.get("provenance", {})
+    notes = _notes(path.parent)
+    if (note := _matching(path, notes)) is not None:
+        return note.get("provenance", {})
+    table = path.suffix in (".csv", ".npz") and path.name != HISTORY
+    fix = f"restore it (git checkout), or remove {path.stem + '.csv' if table else 'the folder'}, to make it again"
+    if path.name not in notes:
+        raise DamagedFile(f"{path} is not listed in {FILES} beside it: {fix}")
+    what = f"was changed or damaged: its sha256 is not the one in {FILES}" if path.exists() else "is gone"
+    raise DamagedFile(f"{path} {what}; {fix}")
 
 
-def _checksum(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _matching(path: Path, notes: dict[str, Any]) -> dict[str, Any] | None:
+    """What is noted of a file as it is now, if it is there."""
+    note = notes.get(path.name, {})
+    sha256 = checksum(path) if path.exists() else None
+    return next((one for one in (note, note.get("before", {})) if sha256 and one.get("sha256") == sha256), None)
+
+
+
+def checksum(path: Path) -> str:
+    """The sha256 of a file, as ``sha256sum`` has it."""
+    return _sha256(path.read_bytes())
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _notes(directory: Path) -> dict[str, Any]:
+    """What is noted of each file; the checksum of the notes themselves is among them, if they are not old."""
     path = directory / FILES
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
-    except ValueError as error:
-        raise DamagedFile(f"{path} is not JSON ({error}): restore it (git checkout)") from error
+        notes = json.loads(path.read_text("utf-8-sig")) if path.exists() else {}
+        own = notes.pop(FILES, None)
+        if own not in (None, {"sha256": _sha256(json.dumps(notes).encode())}):
+            raise ValueError("its checksum is another")
+        return notes
+    except (ValueError, AttributeError, TypeError) as error:
+        fix = "restore it (git checkout), or remove the folder, to make it again"
+        raise DamagedFile(f"{path} was changed or damaged ({error}): {fix}") from error
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One writer of notes at a time; the lock of a process that died is none."""
-    directory.mkdir(parents=True, exist_ok=True)
-    if sys.platform == "win32":  # which has other locks: there one process at a time may write a run
-        yield
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time makes a file; others wait, and say for whom. The lock of a dead one is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    while sys.platform != "win32":  # which has other locks: there one process at a time may write a run
+        with lock.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                print(f"{path} is being made by {file.read()}: waiting for it", file=sys.stderr, flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not os.fstat(file.fileno()).st_nlink:
+                continue  # its last holder has removed it
+            file.truncate(0)
+            print(f"process {os.getpid()} on {platform.node()} since {datetime.now():%F %T}", end="", file=file)
+            file.flush()
+            try:
+                yield
+            finally:
+                lock.unlink()
+            return
+    yield
 
 
 def as_json(value: Any) -> Callable[[Path], Any]:
@@ -136,6 +184,8 @@ def read_config(run: Run) -> dict[str, Any]:
     path = run.directory / CONFIG
     if not path.exists():
         return {}
+    check(path)
+    check(path)
     config: dict[str, Any] = json.loads(path.read_text())
     here, defaults = (json.loads(json.dumps(values)) for values in (asdict(run), DEFAULTS))
     there = defaults | config["settings"]  # a setting that was added later has its default in an older run
@@ -157,6 +207,7 @@ def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
     """What :func:`pack` wrote: bool (n,) by name; empty if the file is not there."""
     if not path.exists():
         return {}
+    check(path)
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if not name.startswith("n:")]
         return {name: np.unpackbits(file[name], count=int(file[f"n:{name}"])).astype(bool) for name in names}
@@ -164,7 +215,8 @@ def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
 
 def has_diverged(run: Run) -> bool:
     """Whether the training of a run diverged, so that there are no weights to measure."""
-    return (run.directory / DIVERGED).exists()
+    path = run.directory / DIVERGED
+    return path.exists() and check(path) is not None
 
 
 def finished(run: Run, path: Path) -> pd.DataFrame | None:

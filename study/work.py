@@ -2,9 +2,11 @@
 
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import rnlib
-from rnlib import Dataset, TrainingDiverged, fit, statistics_modes
+from rnlib import Dataset, Training, TrainingDiverged, fit, statistics_modes
+from rnlib.files import read_tensors, write_tensors
 from study import store
 from study.experiments import EVERY_NORM, MEASUREMENTS
 from study.experiments.subject import Found, Subject
@@ -70,11 +73,29 @@ def train_run(
     ``on_epoch`` and ``on_step`` see :func:`rnlib.fit`. ValueError for a setting that does not fit, or a
     folder that holds a run with other settings.
     """
-    model, settings, device = new_model(run), training_settings(run), chosen_device(device)
-    folder = run.directory
+    how: dict[str, Any] = {"device": chosen_device(device), "on_epoch": on_epoch, "on_step": on_step}
+    model, settings = new_model(run), training_settings(run)
+    if not _is_trained(run):
+        with store.alone(run.directory / store.WEIGHTS), _in_memory(run):
+            if not _is_trained(run):  # by another process, while this one waited
+                _train(run, model, settings, **how)
+    return store.read_table(run.directory / store.HISTORY)
+
+
+def _is_trained(run: Run) -> bool:
     store.read_config(run)
-    if (folder / store.WEIGHTS).exists() or store.has_diverged(run):
-        return store.read_table(folder / store.HISTORY)
+    return (run.directory / store.WEIGHTS).exists() or store.has_diverged(run)
+
+
+def _train(
+    run: Run,
+    model: nn.Module,
+    settings: Training,
+    device: str,
+    on_epoch: Callable[[list[Row]], None],
+    on_step: Callable[[], None],
+) -> None:
+    folder = run.directory
     dataset = training_set(run)
     origin = provenance(run, dataset, device) | {"config_hash": run.hash}  # of the settings beside it
     store.keep(folder / store.CONFIG, store.as_json({"settings": asdict(run), "provenance": origin}))
@@ -101,7 +122,18 @@ def train_run(
         store.keep(folder / store.DIVERGED, store.as_json(found | {"provenance": origin}))
     keep_weights(nn.Module() if diverged else model, store.WEIGHTS)  # last, for it says that training is done
     (folder / store.CHECKPOINT).unlink(missing_ok=True)
-    return store.read_table(folder / store.HISTORY)
+
+
+@contextmanager
+def _in_memory(run: Run) -> Iterator[None]:
+    """An error for a lack of memory that says what to do; what was done is kept."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        fix = "lower batch_size or width, or name another device; finished epochs and cells are kept"
+        raise MemoryError(f"{run.name} needs more memory than there is: {fix}") from error
 
 
 def measure_run(
@@ -120,15 +152,28 @@ def measure_run(
     """
     if name not in MEASUREMENTS:
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
-    path, unfinished = run.directory / f"{name}.csv", run.directory / store.unfinished(name)
-    device = chosen_device(device)
+    path, device = run.directory / f"{name}.csv", chosen_device(device)
     if (there := store.finished(run, path)) is not None:
         return there
+    with store.alone(path), _in_memory(run):
+        if store.finished(run, path) is None:  # else another process made it, while this one waited
+            _measure(run, name, path, device, on_cell)
+    return store.read_table(path)
+
+
+def _measure(run: Run, name: str, path: Path, device: str, on_cell: Callable[[Row], None]) -> None:
+    unfinished = run.directory / store.unfinished(name)
     subject = Subject(run, trained_model(run).to(device), test_set(run), device)
     if name not in EVERY_NORM and "batch" not in statistics_modes(subject.model):
         raise ValueError(f"{run.name} has no batch statistics: {name} would be the same in both modes")
     origin = provenance(run, subject.images, device)
-    done: dict[str, tuple[list[Row], Tensor | None]] = torch.load(unfinished) if unfinished.exists() else {}
+    of = [origin["fingerprint"], store.checksum(run.directory / store.WEIGHTS)]
+    done: dict[str, tuple[list[Row], Tensor | None]] = {}
+    if unfinished.exists():
+        there = read_tensors(unfinished)
+        if not isinstance(there, dict) or there.get("of") != of:
+            raise ValueError(f"{unfinished} is of other weights or images: remove it, and all is measured anew")
+        done = there["cells"]
     start = perf_counter()
     for cell, outcome in MEASUREMENTS[name](subject):
         if (key := "/".join(map(str, cell.values()))) in done:
@@ -137,14 +182,13 @@ def measure_run(
         start = perf_counter()
         rows = [{**cell, **row, **origin, **row} for row in rows]  # a row may say that its images were others
         done[key] = rows, correct
-        store.write(unfinished, partial(torch.save, done))
+        write_tensors(unfinished, {"of": of, "cells": done})
         on_cell(rows[0])
     outcomes = {key: correct.numpy() for key, (_, correct) in done.items() if correct is not None}
     if outcomes:
         store.keep(path.with_suffix(".npz"), store.pack(outcomes))
     store.keep_rows(path, [row for rows, _ in done.values() for row in rows])
     unfinished.unlink(missing_ok=True)
-    return store.read_table(path)
 
 
 def _rows(found: Found, start: float) -> tuple[list[Row], Tensor | None]:

@@ -27,7 +27,7 @@ ORIGIN = dict(zip(store.PROVENANCE, ("0123", "abc", "0.1", "r", "2", "cpu", 1), 
 )
 def test_outcomes_survive_packing(tmp_path_factory, correct):
     path = tmp_path_factory.mktemp("store") / "outcomes.npz"
-    store.write(path, store.pack({key: np.array(value, bool) for key, value in correct.items()}))
+    store.keep(path, store.pack({key: np.array(value, bool) for key, value in correct.items()}))
     assert {key: value.tolist() for key, value in store.read_correct(path).items()} == correct
 
 
@@ -76,10 +76,10 @@ def test_a_kept_file_can_be_traced_and_a_changed_one_is_refused(tmp_path):
     store.keep(path, store.as_json({"a": 2}))
     assert store.check(path) == {}
     (tmp_path / "y.json").write_text("{}")
-    with pytest.raises(store.DamagedFile, match=r"y.json is not listed in files.json beside it: remove it"):
+    with pytest.raises(store.DamagedFile, match=r"y.json is not listed in files.json beside it: .* remove the folder"):
         store.check(tmp_path / "y.json")
     (tmp_path / store.FILES).write_text("{")
-    with pytest.raises(store.DamagedFile, match=r"files.json is not JSON .*git checkout"):
+    with pytest.raises(store.DamagedFile, match=r"files.json was changed or damaged .*git checkout"):
         store.check(path)
 
 
@@ -105,7 +105,7 @@ def test_a_table_has_its_provenance_as_columns_whether_it_is_the_same_in_all_row
 def test_a_folder_with_the_settings_of_another_run_is_refused(empty):
     run = make_run(PROFILE)
     assert store.read_config(run) == {}
-    store.write(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"lr": 0.5}}))
+    store.keep(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"lr": 0.5}}))
     message = r"other settings \(there, here\): {'lr': \(0.5, 0.1\)}; set these back, or remove or rename"
     for read in (store.read_config, partial(store.finished, path=run.directory / "transfer.csv")):
         with pytest.raises(ValueError, match=message):
@@ -116,10 +116,10 @@ def test_how_a_run_was_computed_and_settings_that_came_later_make_no_other_run(e
     run = make_run(PROFILE)
     settings = asdict(run) | {"precision": "bfloat16", "compile": True, "snapshots": [1]}
     del settings["label_smoothing"]
-    store.write(run.directory / store.CONFIG, store.as_json({"settings": settings}))
+    store.keep(run.directory / store.CONFIG, store.as_json({"settings": settings}))
     assert store.read_config(run)["settings"]["compile"] is True
     settings["label_smoothing"] = 0.5
-    store.write(run.directory / store.CONFIG, store.as_json({"settings": settings}))
+    store.keep(run.directory / store.CONFIG, store.as_json({"settings": settings}))
     with pytest.raises(ValueError, match="label_smoothing"):
         store.read_config(run)
 
@@ -128,7 +128,7 @@ def test_a_table_of_a_run_that_diverged_is_there_and_empty(empty):
     run = make_run(PROFILE)
     path = run.directory / "transfer.csv"
     assert store.finished(run, path) is None
-    store.write(run.directory / store.DIVERGED, store.as_json({}))
+    store.keep(run.directory / store.DIVERGED, store.as_json({}))
     assert store.finished(run, path).empty
     assert path.exists()
 

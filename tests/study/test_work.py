@@ -211,7 +211,7 @@ def test_killed_work_goes_on_to_the_same_rows_and_measures_only_what_it_lacks(
 @measures
 def test_a_run_of_other_settings_is_not_measured(run, table):
     """As after an edit of the profile, which leaves the names of folders as they are."""
-    store.write(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"epochs": 4}}))
+    store.keep(run.directory / store.CONFIG, store.as_json({"settings": asdict(run) | {"epochs": 4}}))
     before = stamps(run)
     with pytest.raises(ValueError, match=r"other settings .*'epochs': \(4, 1\).*; set these back, or remove"):
         measure(run, table)
@@ -330,7 +330,7 @@ def test_what_was_measured_of_an_older_run_has_the_hash_of_its_config(run):
     config = store.read_config(run)
     del config["settings"]["label_smoothing"]
     config["provenance"]["config_hash"] = "older"
-    store.write(run.directory / store.CONFIG, store.as_json(config))
+    store.keep(run.directory / store.CONFIG, store.as_json(config))
     assert work.provenance(run, work.test_set(run, 10), "cpu")["config_hash"] == "older"
 
 

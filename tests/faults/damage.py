@@ -1,0 +1,67 @@
+"""Ways to damage a file, and the judgement on a refusal."""
+
+import hashlib
+import re
+import traceback
+from pathlib import Path
+
+from conftest import ROOT
+
+OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
+REMEDY = r"restore|remove|fetch|install|set |give|name |use |put |copy|replace|resize|must be|lower|make |mend|takes"
+
+
+def flipped(content, place):
+    """With one bit changed; ``place`` counts bits."""
+    changed = bytearray(content)
+    changed[place // 8] ^= 1 << place % 8
+    return bytes(changed)
+
+
+def damages(chance, content, text):
+    """(name, bytes): empty, zeros, another's, cut at ten places, a bit flipped at twenty; for text, ways of writing."""
+    yield "empty", b""
+    yield "zeros", bytes(len(content))
+    yield from OTHERS.items()
+    for tenth in range(10):
+        yield f"cut after {tenth} tenths", content[: max(1, len(content) * tenth // 10 + chance.randrange(-1, 2))]
+    for number in range(20):
+        yield f"bit {number}", flipped(content, chance.randrange(8 * len(content)))
+    if text:
+        lines = content.splitlines(keepends=True)
+        yield "a line twice", b"".join([*lines, lines[-2]])
+        yield "a line gone", b"".join(lines[:-1])
+        yield "carriage returns", content.replace(b"\n", b"\r\n")
+        yield "byte-order mark", b"\xef\xbb\xbf" + content
+        yield "utf-16", content.decode().encode("utf-16")
+        yield "another digit", re.sub(rb"[0-8](?=\D*$)", lambda digit: bytes([digit[0][0] + 1]), content, count=1)
+
+
+def state(folder):
+    """What a folder holds, to the last byte."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def refusal(action, *words, kinds=(ValueError, OSError), right=None):
+    """What an action says when it refuses: one sentence of ours, with these words and a remedy.
+
+    None if it gives what is ``right``. AssertionError if it was accepted in silence, another package speaks, or
+    something is missing in the sentence.
+    """
+    try:
+        given = action()
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        said = str(error)
+        assert Path(frame.filename).is_relative_to(ROOT), f"{frame.filename} speaks: {said}"
+        assert ".venv" not in frame.filename, f"{frame.filename} speaks: {said}"
+        assert isinstance(error, kinds), f"{type(error)}: {said}"
+        assert "\n" not in said.strip(), f"more than a sentence: {said}"
+        assert len(said) < 700, f"{len(said)} characters: {said}"
+        missing = [word for word in words if not re.search(word, said)]
+        assert not missing, f"{missing} missing in: {said}"
+        assert re.search(REMEDY, said), f"no remedy: {said}"
+        return said
+    assert right is not None and repr(given) == repr(right), f"accepted in silence: {str(given)[:200]}"
+    return None
