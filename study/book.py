@@ -29,14 +29,14 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
-from sphinx_external_toc.parsing import parse_toc_yaml
+from sphinx_external_toc.parsing import MalformedError, parse_toc_data
 
 from study import api_pages
 from study.report import results
 from study.report.claims import judge_all
 from study.report.comparison import read_claims
 from study.report.ledger import anchor
-from study.runs import ROOT, read_profile
+from study.runs import ROOT, read_profile, read_yaml
 
 BUILD = ROOT / "_build"
 PACKAGES = ("rnlib", "torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "jupyter-book")
@@ -99,9 +99,20 @@ def run(program: str, *arguments: object, log: str, show: Show) -> None:
 
 
 def chapters() -> list[str]:
-    """The entries of ``book/_toc.yml`` that are notebooks, in order, such as ``paper/table2``."""
-    entries = parse_toc_yaml(ROOT / "book" / "_toc.yml")
-    return [name for name in entries if (ROOT / "notebooks" / f"{name}.ipynb").exists()]
+    """The entries of ``book/_toc.yml`` that are notebooks, in order, such as ``paper/table2``.
+
+    ValueError where it is no table of contents, or names a page that is not there.
+    """
+    path = ROOT / "book" / "_toc.yml"
+    try:
+        entries = [*parse_toc_data(read_yaml(path))]
+    except MalformedError as error:
+        raise ValueError(f"{path} is no table of contents: mend it ({error})") from error
+    found = {name: (ROOT / "notebooks" / f"{name}.ipynb").exists() for name in entries}
+    made = {name for name in entries if name == "status" or name.startswith("api/")}
+    if lost := [name for name in found.keys() - made if not (found[name] or (ROOT / f"book/{name}.md").exists())]:
+        raise ValueError(f"{path} names {', '.join(lost)}: there must be such a page in notebooks/ or book/")
+    return [name for name in entries if found[name]]
 
 
 def execute(names: list[str], profile: str, *, executed: Path, jobs: int, show: Show) -> None:
@@ -221,7 +232,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the book from the results of a profile.")
     parser.add_argument("--profile", default="book", help="quick, book, paper, or the path of a .yml file")
-    parser.add_argument("--jobs", default=2, type=int, help="kernels, and processes of training")
+    parser.add_argument("--jobs", default=2, type=int, choices=range(1, 1000), metavar="N", help="kernels, and processes of training")
     parser.add_argument("--train", action="store_true", help="first train and measure what is missing")
     options = parser.parse_args()
     try:
@@ -230,7 +241,7 @@ def main() -> None:
         parser.error(str(error))
     try:
         page = build(**vars(options))
-    except RuntimeError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(str(error))
     print(f"Open {os.path.relpath(page)} in a browser.")
 

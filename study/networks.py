@@ -36,7 +36,10 @@ def new_model(run: Run) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(run.seed)  # torch.manual_seed seeds GPUs as well
         build = {"resnet": resnet, "vgg": vgg}[found[1]]
-        model = build(int(found[2]), STUDY_NORMS.get(run.norm, run.norm), **options)
+        try:
+            model = build(int(found[2]), STUDY_NORMS.get(run.norm, run.norm), **options)
+        except ValueError as error:
+            raise ValueError(f"architecture {run.architecture!r} with norm {run.norm!r}: {error}") from error
         return norm_propagation.reparametrize(model)
 
 
@@ -62,7 +65,10 @@ def test_set(run: Run, images: int | None = None) -> Dataset:  # noqa: PT028
 
 
 def mixed(dataset: Dataset, images: int, seed: int = 0) -> Dataset:
-    """Some images of a set, of all its classes: the first of a fixed permutation."""
+    """Some images of a set, of all its classes: the first of a fixed permutation. ValueError for too many."""
+    if images > len(dataset):
+        names = "train_images, validation_images, or images of the profile"
+        raise ValueError(f"{names}: {images} must be at most the {len(dataset)} of {dataset.name}")
     return dataset.subset(test_order(len(dataset), seed)[:images])
 
 

@@ -6,14 +6,17 @@ Nothing here needs PyTorch: pages that show results read runs and profiles in a 
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
+from reprlib import repr as shorten  # a value may be as large as it likes
 from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
+import fastjsonschema
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,15 +30,6 @@ MATCHED_EPOCHS = {"natural": 100, "adversarial": 40}
 PAPER_DROP = 120 / 164  # the share of the epochs after which the paper divides the learning rate by ten
 WORKERS = {"evaluations": "evaluate", "statistics": "probe", "landscape": "landscape"}  # else: measure
 BATCH_SIZE = 100  # of test images, wherever weights are measured
-# What a setting may be, by its type (or name): in words, and as a test.
-KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    "seed": ("a whole number from 0 up", lambda value: type(value) is int and value >= 0),
-    int: ("a whole number from 1 up", lambda value: type(value) is int and value >= 1),
-    float: ("a number", lambda value: type(value) in (int, float)),
-    bool: ("True or False", lambda value: type(value) is bool),
-    str: ("a name", lambda value: type(value) is str),
-    tuple[int, ...]: ("a list of whole numbers", lambda v: type(v) is tuple and {*map(type, v)} <= {int}),
-}
 
 
 def results_folder(profile: str) -> Path:
@@ -82,13 +76,11 @@ class Run:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, optional = getattr(self, field.name), isinstance(field.type, UnionType)
-            value = tuple(value) if isinstance(value, list) else value
-            words, fits = KINDS.get(field.name) or KINDS[get_args(field.type)[0] if optional else field.type]
-            if not (optional and value is None) and not fits(value):
-                raise ValueError(f"{field.name} is {value!r}, it must be {words}")
-            object.__setattr__(self, field.name, value)
-        if any(not 1 <= epoch <= self.epochs for epoch in self.snapshots):
+            if isinstance(value := getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(value))
+            optional = isinstance(field.type, UnionType) and value is None
+            conform("settings", {} if optional else {field.name: list(value) if type(value) is tuple else value})
+        if any(epoch > self.epochs for epoch in self.snapshots):
             raise ValueError(f"snapshots is {self.snapshots}, it must name epochs from 1 to {self.epochs}")
 
     @property
@@ -138,13 +130,66 @@ class Run:
 DEFAULTS = {field.name: field.default for field in fields(Run) if field.default is not MISSING}
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML of plain values: no key stands twice in one place, and aliases do not multiply."""
+
+    aliases = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.aliases += self.check_event(yaml.AliasEvent)
+        if self.aliases > 99:
+            raise yaml.YAMLError("more than 99 aliases")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if len(keys) > len(set(keys)):
+            raise yaml.constructor.ConstructorError(None, None, "a key stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The contents of a YAML file; ValueError where it is not YAML of plain values, or a key stands twice."""
+    try:
+        return yaml.load(path.read_text("utf-8-sig"), _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is not YAML of plain values in UTF-8: mend it ({what})") from error
+
+
+@cache
+def _schema(part: str) -> Callable[[Any], Any]:
+    contents = yaml.safe_load(Path(__file__).with_name("profile.schema.yml").read_text())
+    rule = contents if part == "profile" else contents["definitions"][part]
+    return fastjsonschema.compile({"$schema": contents["$schema"]} | rule)
+
+
+def conform(part: str, value: Any, where: str = "") -> None:
+    """ValueError where a value is not as a part of ``study/profile.schema.yml`` says that it must be."""
+    try:
+        _schema(part)(value)
+    except fastjsonschema.JsonSchemaValueException as error:
+        name, rule = ".".join(error.path[1:]) or f"the {part}", error.definition["description"]
+        what = f"{name} is {shorten(error.value)}, it must be"
+        if isinstance(error.value, dict):  # of which the names are wrong
+            what = f"{error.message.replace(error.name, name, 1)[:300]}, it must hold"
+        raise ValueError(f"{where}{what} {rule}") from error
+    for name, one in value.items():
+        if isinstance(one, float) and not math.isfinite(one):
+            raise ValueError(f"{where}{name} is {one}, it must be a finite number")
+
+
 @cache
 def read_profile(profile: str) -> dict[str, Any]:
-    """The contents of ``study/profiles/<profile>.yml``, or of the file that a path ending in .yml names."""
+    """The contents of ``study/profiles/<profile>.yml``, or of the file that a path ending in .yml names.
+
+    ValueError where there is none, or something in it is missing, unknown or not as the schema says.
+    """
     path = ROOT / "study" / "profiles" / f"{profile}.yml" if profile in PROFILES else Path(str(profile))
-    if path.suffix == ".yml" and path.is_file():
-        return yaml.safe_load(path.read_text())
-    raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}, or the path of a .yml file")
+    if path.suffix != ".yml" or not path.is_file():
+        raise ValueError(f"profile is {profile!r}, it must be one of {PROFILES}, or the path of a .yml file")
+    conform("profile", contents := read_yaml(path), f"{path}: ")
+    return contents
 
 
 def make_run(profile: str, **chosen: Any) -> Run:
@@ -161,11 +206,11 @@ def make_run(profile: str, **chosen: Any) -> Run:
     contents, given = read_profile(profile), {key: one for key, one in chosen.items() if one is not None}
     usual = {"norm": "batch_norm", "training": "natural", "seed": 0, "experiment": HEADLINE}
     wanted: dict[str, Any] = usual | given
+    conform("settings", {key: one for key, one in wanted.items() if key in usual})
     norm, training, name = wanted["norm"], wanted["training"], wanted["experiment"]
     experiments = {HEADLINE: {}} | contents.get("experiments", {})
-    for key, allowed in {"training": TRAININGS, "experiment": (*experiments,)}.items():
-        if wanted[key] not in allowed:
-            raise ValueError(f"{key} is {wanted[key]!r}, it must be one of {allowed}")
+    if name not in experiments:
+        raise ValueError(f"experiment is {name!r}, it must be one of {(*experiments,)}")
     settings = DEFAULTS | contents["defaults"] | contents[training] | contents["norms"].get(norm, {})
     settings |= experiments[name] | experiments[name].get(training, {}) | wanted | {"profile": profile}
     kept = settings["snapshots"]
@@ -200,7 +245,9 @@ def tables(profile: str) -> list[tuple[Run, str]]:
     contents, pairs = read_profile(profile), [(run, "evaluations") for run in grid(profile)]
     blocks = [contents[name] | {"names": [name]} for name in ("statistics", "landscape")]
     for block in blocks + contents["measurements"]:
-        pairs += [(run, name) for run in chosen_runs(profile, block["runs"]) for name in block["names"]]
+        if not (chosen := chosen_runs(profile, block["runs"])):
+            raise ValueError(f"{block['names']} of profile {profile}: runs {block['runs']} must be in its grid")
+        pairs += [(run, name) for run in chosen for name in block["names"]]
     return list(dict.fromkeys(pairs))
 
 

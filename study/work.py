@@ -30,9 +30,10 @@ Row = dict[str, Any]
 def chosen_device(device: str | None) -> str:
     """The device that is named; without a name ``"cuda"`` if there is one, else ``"cpu"``."""
     try:
-        return str(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device is {device!r}, it must be cpu, cuda, cuda:1, mps, ...") from error
+        return str(torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        known = "cpu, or a device that is here: cuda, cuda:1, mps, ..."
+        raise ValueError(f"device is {device!r}, it must be {known}") from error
 
 
 def device_name(device: str) -> str:

@@ -2,16 +2,15 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from study.report import results
 from study.report.figures import name
-from study.runs import HEADLINE, ROOT, TRAININGS
+from study.runs import HEADLINE, ROOT, TRAININGS, read_yaml
 
 # What a word of a claim means in points, and how sure a direction is: these thresholds are ours.
 LEAST: dict[str | None, float] = {None: 0.0, "large": 10.0, "about twenty": 15.0}
@@ -120,25 +119,37 @@ def read_claims() -> dict[str, Claim]:
     """
     found: dict[str, Claim] = {}
     for path in sorted((ROOT / "study" / "claims").glob("*.yml")):
-        contents = yaml.safe_load(path.read_text())
+        contents = read_yaml(path)
+        if not isinstance(contents, dict) or not isinstance(contents.get("claims"), list):
+            raise ValueError(f"{path} must have a list of claims, and may have defaults of theirs")
         for entry in contents["claims"]:
             claim = make_claim(path.stem, contents.get("defaults", {}), entry)
             if claim.id in found:
-                raise ValueError(f"claim {claim.id!r} is in {found[claim.id].page}.yml and in {path.name}")
+                twice = f"claim {claim.id!r} is in {found[claim.id].page}.yml and in {path.name}"
+                raise ValueError(f"{twice}: an id must stand once")
             found[claim.id] = claim
     return found
 
 
 def make_claim(page: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> Claim:
     """The claim of an entry: ``shared`` adds to that of the defaults, all else stands in place of theirs."""
+    if not isinstance(defaults, dict) or not isinstance(entry, dict):
+        raise ValueError(f"{page}.yml: {entry!r} and the defaults must be dictionaries")
     told = {"page": page, **defaults, **entry}
+    known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(Claim)}
+    lacks = [name for name, needed in known.items() if needed and name not in told]
+    if unknown := sorted(told.keys() - known.keys()):
+        what = f"{', '.join(unknown)} is not known; known are {', '.join(known)}"
+        raise ValueError(f"claim {told.get('id')!r} of {page}.yml: {what}")
+    if lacks:
+        raise ValueError(f"claim {told.get('id')!r} of {page}.yml: it must have {', '.join(lacks)}")
     told["shared"] = defaults.get("shared", {}) | entry.get("shared", {})
     for key in {"first", "second", "training", "dataset", "paper"} & set(told):
         told[key] = told[key] if isinstance(told[key], list) else [told[key]]
     try:
         return Claim(**told)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"claim {told.get('id', entry)!r} of {page}.yml: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"claim {told['id']!r} of {page}.yml: {error}") from error
 
 
 def compare(claim: Claim, profile: str, training: str, dataset: str, experiment: str) -> list[Comparison]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from conftest import ROOT
 
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
-REMEDY = r"restore|remove|fetch|install|set |give|name |use |put |copy|replace|resize|must be|lower|make |mend|takes"
+REMEDY = r"restore|remove|fetch|install|set |give|name |use |put |copy|replace|resize|must be|lower|make |mend|takes|must|known"
 
 
 def flipped(content, place):
@@ -54,6 +54,7 @@ def refusal(action, *words, kinds=(ValueError, OSError), right=None):
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         said = str(error)
+        print("SAID", said)
         assert Path(frame.filename).is_relative_to(ROOT), f"{frame.filename} speaks: {said}"
         assert ".venv" not in frame.filename, f"{frame.filename} speaks: {said}"
         assert isinstance(error, kinds), f"{type(error)}: {said}"
