@@ -21,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 import PIL
@@ -44,6 +45,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 SPLITS = ("train", "test")
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 COMPRESSED = (".xz", ".gz", "")  # of IDX files
+LARGEST = 16 << 20  # bytes of an image in an archive
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -201,7 +203,10 @@ def _cifar(name: str, split: str, places: list[Path], download: bool) -> Split:
     folder = _first(places, source.base_folder)
     if folder is None and not download:
         raise _missing(name, f"the folder {source.base_folder}/ (unpacked from {source.filename})", places)
-    stored = source(folder.parent if folder else places[0], train=split == "train", download=download)
+    try:
+        stored = source(folder.parent if folder else places[0], train=split == "train", download=download)
+    except RuntimeError as error:
+        raise ValueError(f"{folder} holds other files than the official ones: fetch them again") from error
     images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
     return images, torch.tensor(stored.targets), tuple(stored.classes)
 
@@ -353,7 +358,7 @@ def decode(path: Path) -> dict[str, Split]:
                 arrays[PurePosixPath(name).parts[-3:]] = np.asarray(image.convert(mode))
     except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is damaged or no tar/zip archive ({error}): fetch it again") from error
-    except OSError as error:  # Pillow's, on an image it cannot read
+    except (OSError, Image.DecompressionBombError) as error:  # Pillow's, on an image it cannot read
         raise ValueError(f"{path}: an image cannot be read ({error}): replace or remove it") from error
     if not arrays:
         known = ", ".join(IMAGES)
@@ -382,13 +387,21 @@ def _files(path: Path) -> Iterator[tuple[str, bytes]]:
     elif path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
             for name in filter(_is_image, zipped.namelist()):
-                yield name, zipped.read(name)
+                yield name, _limited(path, name, zipped.open(name))
     else:
         with tarfile.open(path) as tar:
             for member in tar:
                 stream = tar.extractfile(member) if member.isfile() and _is_image(member.name) else None
+                tar.members.clear()  # else all names of a long archive would be kept
                 if stream is not None:
-                    yield member.name, stream.read()
+                    yield member.name, _limited(path, member.name, stream)
+
+
+def _limited(path: Path, name: str, stream: IO[bytes]) -> bytes:
+    """A member of an archive, whatever its header says of its size; ValueError for more than an image has."""
+    if len(content := stream.read(LARGEST + 1)) > LARGEST:
+        raise ValueError(f"{path}: {name} has more than {LARGEST >> 20} MiB, no small image has: remove it")
+    return content
 
 
 def _is_image(name: str) -> bool:

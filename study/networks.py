@@ -95,4 +95,6 @@ def trained_model(run: Run, epoch: int | None = None) -> nn.Module:
         model.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:
         raise ValueError(f"{path} holds other weights than those of {run.name}: remove the folder") from error
+    if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+        raise ValueError(f"{path} holds weights that are not finite: remove the folder, to make it again")
     return model.to(memory_format=torch.channels_last).eval()

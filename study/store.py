@@ -131,8 +131,10 @@ def alone(path: Path) -> Iterator[None]:
     """One process at a time makes a file; others wait, and say for whom. The lock of a dead one is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
+    if path.parent.is_symlink():
+        raise ValueError(f"{path.parent} is a link to another folder: put a folder there, or name it in RNLIB_RESULTS")
     while sys.platform != "win32":  # which has other locks: there one process at a time may write a run
-        with lock.open("a+") as file:
+        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -172,8 +174,17 @@ def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A finished table with its provenance as columns; raises as :func:`check`."""
-    origin = check(path)
-    return pd.read_csv(path).assign(**origin)
+    return _read(path, pd.read_csv).assign(**check(path))
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    """A file as it was written, by a reader of its kind; DamagedFile if that cannot read it, or :func:`check` fails."""
+    check(path)
+    try:
+        return reader(path)
+    except Exception as error:  # of a stranger's file a reader may raise anything
+        what = f"is listed, but not a file of this kind ({type(error).__name__})"
+        raise DamagedFile(f"{path} {what}: remove the folder, to make it again") from error
 
 
 def read_config(run: Run) -> dict[str, Any]:
@@ -185,10 +196,10 @@ def read_config(run: Run) -> dict[str, Any]:
     if not path.exists():
         return {}
     check(path)
-    check(path)
-    config: dict[str, Any] = json.loads(path.read_text())
     here, defaults = (json.loads(json.dumps(values)) for values in (asdict(run), DEFAULTS))
-    there = defaults | config["settings"]  # a setting that was added later has its default in an older run
+    config: dict[str, Any] = _read(path, lambda file: {"settings": {}, **json.loads(file.read_text())})
+    # A setting that was added later has its default in an older run.
+    there = defaults | _read(path, lambda file: dict(config["settings"]))
     what = {key: value for key, value in here.items() if key not in COMPUTATION}
     if different := {key: (there.get(key), value) for key, value in what.items() if there.get(key) != value}:
         fix = "set these back, or remove or rename the folder"
@@ -205,9 +216,10 @@ def pack(correct: Mapping[str, NDArray[np.bool_]]) -> Callable[[Path], None]:
 
 def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
     """What :func:`pack` wrote: bool (n,) by name; empty if the file is not there."""
-    if not path.exists():
-        return {}
-    check(path)
+    return _read(path, _unpack) if path.exists() else {}
+
+
+def _unpack(path: Path) -> dict[str, NDArray[np.bool_]]:
     with np.load(path, allow_pickle=False) as file:
         names = [name for name in file.files if not name.startswith("n:")]
         return {name: np.unpackbits(file[name], count=int(file[f"n:{name}"])).astype(bool) for name in names}

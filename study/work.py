@@ -97,7 +97,7 @@ def _train(
     on_step: Callable[[], None],
 ) -> None:
     folder = run.directory
-    dataset = training_set(run)
+    dataset, validation = training_set(run), test_set(run, run.validation_images)
     origin = provenance(run, dataset, device) | {"config_hash": run.hash}  # of the settings beside it
     store.keep(folder / store.CONFIG, store.as_json({"settings": asdict(run), "provenance": origin}))
 
@@ -112,7 +112,6 @@ def _train(
 
     diverged: TrainingDiverged | None = None
     how: dict[str, Any] = {"checkpoint": folder / store.CHECKPOINT, "device": device, "on_step": on_step}
-    validation = test_set(run, run.validation_images)
     try:
         history = fit(model, dataset, settings, validation=validation, on_epoch=after_epoch, **how)
     except TrainingDiverged as error:

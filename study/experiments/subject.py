@@ -49,8 +49,9 @@ class Subject:
         return replace(self, images=self.images.subset(torch.arange(min(images, len(self.images)))))
 
     def training(self, images: int, seed: int = 2) -> "Subject":
-        """With so many of the training images, of all classes, as they are."""
-        return replace(self, images=mixed(training_set(self.run), images, seed))
+        """With so many of the training images, or all if there are fewer, of all classes, as they are."""
+        dataset = training_set(self.run)
+        return replace(self, images=mixed(dataset, min(images, len(dataset)), seed))
 
     @property
     def suite(self) -> dict[str, Attack]:

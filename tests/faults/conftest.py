@@ -9,14 +9,11 @@ import os
 import random
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from harness import PROFILE, SEED, smaller
 
-ROOT = Path(__file__).resolve().parents[2]
-PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
-SEED = int(os.environ.get("FAULTS_SEED", "0"))
 ALL = os.environ.get("FAULTS") == "all"
 OUTCOMES = ("passed", "failed", "error", "skipped")
 
@@ -56,19 +53,6 @@ def pytest_terminal_summary(terminalreporter):
 def chance(request):
     """A source of random numbers of this test's own."""
     return random.Random(f"{SEED} {request.node.name}")
-
-
-def smaller(patch):
-    """Images of 7 x 7 pixels, for speed."""
-    from study import networks
-
-    load = networks.load
-
-    def small(name, split):
-        found = load(name, split)
-        return replace(found, images=found.images[:, :, ::4, ::4].contiguous())
-
-    patch.setattr(networks, "load", small)
 
 
 def second_stops():

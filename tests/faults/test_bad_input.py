@@ -4,8 +4,7 @@ import random
 import shutil
 
 import pytest
-from conftest import PROFILE, SEED, smaller
-from damage import damages, refusal, state
+from harness import PROFILE, SEED, damages, refusal, smaller, state
 
 from study import store, work
 from study.networks import trained_model

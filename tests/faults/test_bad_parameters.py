@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import PROFILE, ROOT, smaller
-from damage import OTHERS, refusal, state
+from harness import OTHERS, PROFILE, ROOT, refusal, smaller, state
 
 from study import book, runs, work
 from study.parameters import chosen_run

@@ -1,14 +1,32 @@
-"""Ways to damage a file, and the judgement on a refusal."""
+"""What the kinds share: settings, ways to damage a file, and the judgement on a refusal."""
 
 import hashlib
+import os
 import re
 import traceback
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
-from conftest import ROOT
+from rnlib import load
 
+ROOT = Path(__file__).resolve().parents[2]
+PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
+SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
 REMEDY = r"restore|remove|fetch|install|set |give|name |use |put |copy|replace|resize|must be|lower|make |mend|takes|must|known"
+
+
+@cache
+def small(name, split):
+    """A set with every fourth pixel of every fourth row, for speed."""
+    found = load(name, split)
+    return replace(found, images=found.images[:, :, ::4, ::4].contiguous())
+
+
+def smaller(patch):
+    """Images of 7 x 7 pixels in place of those of 28 x 28."""
+    patch.setattr("study.networks.load", small)
 
 
 def flipped(content, place):
@@ -54,7 +72,6 @@ def refusal(action, *words, kinds=(ValueError, OSError), right=None):
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         said = str(error)
-        print("SAID", said)
         assert Path(frame.filename).is_relative_to(ROOT), f"{frame.filename} speaks: {said}"
         assert ".venv" not in frame.filename, f"{frame.filename} speaks: {said}"
         assert isinstance(error, kinds), f"{type(error)}: {said}"

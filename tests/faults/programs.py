@@ -1,0 +1,59 @@
+"""What is killed: functions for processes of their own, which write to a folder of results."""
+
+import os
+import signal
+from pathlib import Path
+
+import torch
+import torch._dynamo  # which an optimiser imports at its first step: here once for all processes
+from harness import PROFILE, small, smaller
+from pytest import MonkeyPatch
+
+from rnlib import strongest
+from rnlib.files import write_tensors
+from rnlib.strongest import Budget
+from study import work
+from study.networks import test_set, trained_model
+from study.runs import make_run
+
+RUN = make_run(PROFILE, experiment="two_epochs")
+IMAGES = [small(RUN.dataset, split) for split in ("train", "test")]  # read once for all processes
+REPLACE, SAVE = os.replace, torch.save
+
+
+def at(moment, number, kind):
+    """Send this process a signal at the n-th renaming of a file: before it, after it, or with half of the file."""
+    calls = iter(range(1, 999))
+
+    def replace(source, target):
+        if next(calls) != number:
+            return REPLACE(source, target)
+        if moment == "half":
+            os.truncate(source, os.path.getsize(source) // 2)
+        if moment == "after":
+            REPLACE(source, target)
+        os.kill(os.getpid(), kind)
+        signal.pause()
+
+    os.replace = replace
+    Path.replace = lambda self, target: replace(self, target)
+
+
+def program(name, folder, *moment):
+    """Do the work of a name, alone in its process."""
+    os.environ["RNLIB_RESULTS"] = folder
+    smaller(MonkeyPatch())
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if moment:
+        at(*moment)
+    if name == "train":
+        work.train_run(RUN)
+    elif name == "attack":
+        batch = test_set(RUN, 20)
+        x, y, path = batch.images / 255, batch.labels, Path(folder) / "attack.pt"
+        budget = Budget(steps=5, rounds=1, queries=5)
+        found = strongest(trained_model(RUN), x, y, 0.1, budget=budget, progress=True, checkpoint=path)
+        write_tensors(Path(folder) / "found.pt", found.images)
+    else:
+        work.measure_run(RUN, name)

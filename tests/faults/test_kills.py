@@ -1,0 +1,120 @@
+"""Killed work, started again with the same command, ends with the undisturbed files, and repeats nothing finished.
+
+Processes are forked from one that has imported everything. Each is killed while it is at work: at a random moment,
+or right before, in and after each renaming of a file, which is when a run could be left inconsistent.
+"""
+
+import io
+import multiprocessing
+import random
+import shutil
+import signal
+import time
+
+import pandas as pd
+import programs
+import psutil
+import pytest
+from harness import SEED
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["programs"])
+NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
+RENAMINGS = {"train": 12, "evaluations": 8, "along_training": 8, "attack": 12}
+SIGNALS = {"KILL": [signal.SIGKILL], "TERM": [signal.SIGTERM], "INT": [signal.SIGINT], "INT twice": [signal.SIGINT] * 2}
+
+
+def started(name, folder, *moment):
+    process = PROCESSES.Process(target=programs.program, args=(name, str(folder), *moment))
+    process.start()
+    return process
+
+
+def ended(process):
+    process.join(300)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
+
+
+def content(folder):
+    """The bytes of every file; tables without seconds, notes without the checksums of those tables."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        if path.suffix == ".csv":
+            found[name] = pd.read_csv(io.BytesIO(path.read_bytes())).drop(columns="seconds", errors="ignore").to_csv()
+        elif path.name == "attack.pt":
+            found[name] = "there"
+        elif path.name != "files.json":
+            found[name] = path.read_bytes()
+        else:
+            found[name] = "there"
+    return found
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Folders as they are before each program, and after it; and how long it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before, after, took = {}, {}, {}
+    for name, needs in NEEDS.items():
+        before[name] = after[needs] if needs else folder / "nothing"
+        after[name] = folder / name
+        before[name].mkdir(exist_ok=True)
+        shutil.copytree(before[name], after[name])
+        start = time.monotonic()
+        assert ended(started(name, after[name])) == 0
+        took[name] = time.monotonic() - start
+    return before, after, took
+
+
+def finished(name, folder, right):
+    """Started again it ends as if undisturbed, and keeps what was finished."""
+    tables = ("*.csv", "*.npz", "snapshot*", "weights*")
+    there = {path: path.stat() for kind in tables for path in folder.rglob(kind) if not path.name.startswith(".")}
+    assert ended(started(name, folder)) == 0
+    assert content(folder) == content(right)
+    # A snapshot is written again, to the same bytes, if it was killed before anyone knew.
+    again = [path.name for path, old in there.items() if path.stat().st_mtime_ns != old.st_mtime_ns]
+    assert all(one.startswith(("snapshot", "history", "evaluations.npz", "along_training.npz")) for one in again), again
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("time_", range(3))
+@pytest.mark.parametrize("how", SIGNALS)
+@pytest.mark.parametrize("name", NEEDS)
+def test_a_kill_at_a_random_moment(undisturbed, tmp_path, name, how, time_):
+    before, after, took = undisturbed
+    chance, share = random.Random(f"{SEED} {name} {how} {time_}"), 0.9
+    while True:
+        folder = tmp_path / "results"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(before[name], folder)
+        process = started(name, folder)
+        time.sleep(chance.uniform(0.05, 0.05 + share * took[name]))
+        for kind in SIGNALS[how]:
+            if process.is_alive():
+                psutil.Process(process.pid).send_signal(kind)
+                time.sleep(0.002)
+        if ended(process):  # else it was done already, and that does not count
+            break
+        share *= 0.7
+    finished(name, folder, after[name])
+
+
+MOMENTS = ("before", "half", "after")
+CRITICAL = [
+    pytest.param(name, MOMENTS[(number + SEED) % 3], number, marks=[] if number in (2, 6) else pytest.mark.full)
+    for name, count in RENAMINGS.items()
+    for number in range(1, count + 1)
+]
+
+
+@pytest.mark.parametrize(("name", "moment", "number"), CRITICAL)
+def test_a_kill_right_at_a_renaming(undisturbed, tmp_path, name, moment, number):
+    before, after, _ = undisturbed
+    folder = tmp_path / "results"
+    shutil.copytree(before[name], folder)
+    kind = signal.SIGTERM if number % 4 == 0 else signal.SIGKILL
+    assert ended(started(name, folder, moment, number, kind)) == -kind, "it was not at work any more"
+    finished(name, folder, after[name])
