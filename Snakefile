@@ -9,6 +9,7 @@
 # job finds that it is finished. A training that diverged has a file of weights that holds none.
 
 import os
+import shlex
 from pathlib import Path
 
 from study import store
@@ -51,8 +52,10 @@ localrules: book
 rule book:  # without output, as it is made anew every time
     input:
         MISSING,
+    params:
+        profile=shlex.quote(PROFILE),
     shell:
-        f"python -m study.book --profile {PROFILE}"
+        "python -m study.book --profile {params.profile}"
 
 
 rule train:

@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from rnlib.attacks import Attack, Generator, Pixels, Task, check_batch, column
 from rnlib.files import read_tensors, write_tensors
-from rnlib.files import read_tensors, write_tensors
 from rnlib.norms import Norm
 from rnlib.statistics import Detached, borrowed, frozen
 from rnlib.strong_attacks import APGD, FPA, GMSA, Square, rank

@@ -110,7 +110,9 @@ def chapters() -> list[str]:
         raise ValueError(f"{path} is no table of contents: mend it ({error})") from error
     found = {name: (ROOT / "notebooks" / f"{name}.ipynb").exists() for name in entries}
     made = {name for name in entries if name == "status" or name.startswith("api/")}
-    if lost := [name for name in found.keys() - made if not (found[name] or (ROOT / f"book/{name}.md").exists())]:
+    if lost := [
+        name for name in found.keys() - made if not (found[name] or (ROOT / f"book/{name}.md").exists())
+    ]:
         raise ValueError(f"{path} names {', '.join(lost)}: there must be such a page in notebooks/ or book/")
     return [name for name in entries if found[name]]
 
@@ -232,7 +234,14 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Build the book from the results of a profile.")
     parser.add_argument("--profile", default="book", help="quick, book, paper, or the path of a .yml file")
-    parser.add_argument("--jobs", default=2, type=int, choices=range(1, 1000), metavar="N", help="kernels, and processes of training")
+    parser.add_argument(
+        "--jobs",
+        default=2,
+        type=int,
+        choices=range(1, 1000),
+        metavar="N",
+        help="kernels, and processes of training",
+    )
     parser.add_argument("--train", action="store_true", help="first train and measure what is missing")
     options = parser.parse_args()
     try:

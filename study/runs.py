@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import cache, cached_property
@@ -79,7 +80,9 @@ class Run:
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
             optional = isinstance(field.type, UnionType) and value is None
-            conform("settings", {} if optional else {field.name: list(value) if type(value) is tuple else value})
+            conform(
+                "settings", {} if optional else {field.name: list(value) if type(value) is tuple else value}
+            )
         if any(epoch > self.epochs for epoch in self.snapshots):
             raise ValueError(f"snapshots is {self.snapshots}, it must name epochs from 1 to {self.epochs}")
 
@@ -104,7 +107,10 @@ class Run:
             key: getattr(self, key) for key in IDENTITY if key != "p" or self.p is not None
         } | self._other
         told = {key: list(value) if isinstance(value, tuple) else value for key, value in chosen.items()}
-        return " ".join(f"-y '{k}: {v}'" if isinstance(v, list) else f"-p {k} {v}" for k, v in told.items())
+        return " ".join(
+            f"-y '{k}: {v}'" if isinstance(v, list) else f"-p {k} {shlex.quote(str(v))}"
+            for k, v in told.items()
+        )
 
     @property
     def hash(self) -> str:
@@ -246,7 +252,9 @@ def tables(profile: str) -> list[tuple[Run, str]]:
     blocks = [contents[name] | {"names": [name]} for name in ("statistics", "landscape")]
     for block in blocks + contents["measurements"]:
         if not (chosen := chosen_runs(profile, block["runs"])):
-            raise ValueError(f"{block['names']} of profile {profile}: runs {block['runs']} must be in its grid")
+            raise ValueError(
+                f"{block['names']} of profile {profile}: runs {block['runs']} must be in its grid"
+            )
         pairs += [(run, name) for run in chosen for name in block["names"]]
     return list(dict.fromkeys(pairs))
 

@@ -8,19 +8,18 @@ match its checksum is not used.
 import hashlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
+from platform import node
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from safetensors import SafetensorError
 
 if sys.platform != "win32":
@@ -48,7 +47,7 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
     left is removed. OSError, with the path and the remedy, where it cannot be written.
     """
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with _writing(path, temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".*-{path.name}"):
             left.unlink()
@@ -56,10 +55,20 @@ def write(path: Path, writer: Callable[[Path], Any]) -> None:
         os.umask(mask := os.umask(0))  # there is no other way to ask for it
         temporary.chmod(0o666 & ~mask)
         os.replace(temporary, path)
+
+
+@contextmanager
+def _writing(path: Path, *temporary: Path) -> Iterator[None]:
+    """An OSError that has the path and the remedy; what was written temporarily is removed."""
+    try:
+        yield
     except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError | RuntimeError | SafetensorError) and str(path) not in str(error):
+        for file in temporary:
+            with suppress(OSError):
+                file.unlink()
+        if isinstance(error, OSError | RuntimeError | SafetensorError) and "cannot be written" not in str(
+            error
+        ):
             fix = "make room, or give the right to write, and start again: it goes on from here"
             raise OSError(f"{path} cannot be written ({error}): {fix}") from error
         raise
@@ -74,10 +83,15 @@ def keep(path: Path, writer: Callable[[Path], Any], origin: Mapping[str, Any] | 
         with alone(path.with_name(FILES)):
             notes = _notes(path.parent)
             before = _matching(path, notes)
-            if before and before["sha256"] != note["sha256"]:  # a kill before the renaming leaves that in place
+            if (
+                before and before["sha256"] != note["sha256"]
+            ):  # a kill before the renaming leaves that in place
                 note["before"] = {key: value for key, value in before.items() if key != "before"}
             notes = dict(sorted((notes | {path.name: note}).items()))
-            write(path.with_name(FILES), as_json(notes | {FILES: {"sha256": _sha256(json.dumps(notes).encode())}}))
+            write(
+                path.with_name(FILES),
+                as_json(notes | {FILES: {"sha256": _sha256(json.dumps(notes).encode())}}),
+            )
 
     write(path, written)
 
@@ -99,8 +113,9 @@ def _matching(path: Path, notes: dict[str, Any]) -> dict[str, Any] | None:
     """What is noted of a file as it is now, if it is there."""
     note = notes.get(path.name, {})
     sha256 = checksum(path) if path.exists() else None
-    return next((one for one in (note, note.get("before", {})) if sha256 and one.get("sha256") == sha256), None)
-
+    return next(
+        (one for one in (note, note.get("before", {})) if sha256 and one.get("sha256") == sha256), None
+    )
 
 
 def checksum(path: Path) -> str:
@@ -129,28 +144,33 @@ def _notes(directory: Path) -> dict[str, Any]:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """One process at a time makes a file; others wait, and say for whom. The lock of a dead one is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
     if path.parent.is_symlink():
-        raise ValueError(f"{path.parent} is a link to another folder: put a folder there, or name it in RNLIB_RESULTS")
+        raise ValueError(
+            f"{path.parent} is a link to another folder: put a folder there, or set RNLIB_RESULTS"
+        )
     while sys.platform != "win32":  # which has other locks: there one process at a time may write a run
-        with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+") as file:
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                file.seek(0)
-                print(f"{path} is being made by {file.read()}: waiting for it", file=sys.stderr, flush=True)
+                holder = os.pread(file, 200, 0).decode()
+                print(f"{path} is being made by {holder}: waiting for it", file=sys.stderr, flush=True)
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if not os.fstat(file.fileno()).st_nlink:
-                continue  # its last holder has removed it
-            file.truncate(0)
-            print(f"process {os.getpid()} on {platform.node()} since {datetime.now():%F %T}", end="", file=file)
-            file.flush()
-            try:
-                yield
-            finally:
-                lock.unlink()
-            return
+            if os.fstat(file).st_nlink:  # else its last holder has removed it
+                with suppress(OSError):
+                    os.truncate(file, 0)
+                    os.write(file, f"process {os.getpid()} on {node()} since {datetime.now():%F %T}".encode())
+                try:
+                    yield
+                finally:
+                    lock.unlink()
+                return
+        finally:
+            os.close(file)
     yield
 
 

@@ -130,7 +130,9 @@ def _in_memory(run: Run) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(
+            error
+        ):
             raise
         fix = "lower batch_size or width, or name another device; finished epochs and cells are kept"
         raise MemoryError(f"{run.name} needs more memory than there is: {fix}") from error
@@ -172,7 +174,9 @@ def _measure(run: Run, name: str, path: Path, device: str, on_cell: Callable[[Ro
     if unfinished.exists():
         there = read_tensors(unfinished)
         if not isinstance(there, dict) or there.get("of") != of:
-            raise ValueError(f"{unfinished} is of other weights or images: remove it, and all is measured anew")
+            raise ValueError(
+                f"{unfinished} is of other weights or images: remove it, and all is measured anew"
+            )
         done = there["cells"]
     start = perf_counter()
     for cell, outcome in MEASUREMENTS[name](subject):

@@ -36,7 +36,12 @@ def pytest_terminal_summary(terminalreporter):
     if not tried:
         return
     rows = [
-        {"kind": kind, "tried": sum(n.values()) - n["skipped"], "as promised": n["passed"], "skipped": n["skipped"]}
+        {
+            "kind": kind,
+            "tried": sum(n.values()) - n["skipped"],
+            "as promised": n["passed"],
+            "skipped": n["skipped"],
+        }
         for kind, n in sorted(tried.items())
     ]
     terminalreporter.section(f"faults, FAULTS_SEED={SEED}")

@@ -4,11 +4,16 @@ import hashlib
 import os
 import re
 import traceback
+import zipfile
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from rnlib import load
+import torch
+
+from rnlib import data, load
+from study import runs, store
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
@@ -42,7 +47,10 @@ def damages(chance, content, text):
     yield "zeros", bytes(len(content))
     yield from OTHERS.items()
     for tenth in range(10):
-        yield f"cut after {tenth} tenths", content[: max(1, len(content) * tenth // 10 + chance.randrange(-1, 2))]
+        yield (
+            f"cut after {tenth} tenths",
+            content[: max(1, len(content) * tenth // 10 + chance.randrange(-1, 2))],
+        )
     for number in range(20):
         yield f"bit {number}", flipped(content, chance.randrange(8 * len(content)))
     if text:
@@ -52,7 +60,10 @@ def damages(chance, content, text):
         yield "carriage returns", content.replace(b"\n", b"\r\n")
         yield "byte-order mark", b"\xef\xbb\xbf" + content
         yield "utf-16", content.decode().encode("utf-16")
-        yield "another digit", re.sub(rb"[0-8](?=\D*$)", lambda digit: bytes([digit[0][0] + 1]), content, count=1)
+        yield (
+            "another digit",
+            re.sub(rb"[0-8](?=\D*$)", lambda digit: bytes([digit[0][0] + 1]), content, count=1),
+        )
 
 
 def state(folder):
@@ -83,3 +94,34 @@ def refusal(action, *words, kinds=(ValueError, OSError), right=None):
         return said
     assert right is not None and repr(given) == repr(right), f"accepted in silence: {str(given)[:200]}"
     return None
+
+
+def _whole_files_off():
+    """Files are written under their own names, half of them first."""
+    from rnlib import files, train
+
+    def write(path, value):
+        torch.save(value, path)
+        os.truncate(path, path.stat().st_size // 2)
+        os.replace(path, path)
+        torch.save(value, path)
+
+    files.write_tensors = train.write_tensors = write
+
+
+def _anything(path, load=torch.load, **options):
+    return load(path, **options | {"weights_only": False})
+
+
+# Ways to break what protects a run, for a test of these tests: FAULTS_BREAK names one.
+GUARDS = {
+    "checksums of results": lambda: setattr(store, "_matching", lambda path, notes: notes.get(path.name)),
+    "checksums of checkpoints": lambda: setattr(zipfile.ZipFile, "testzip", lambda self: None),
+    "tensors only": lambda: setattr(torch, "load", _anything),
+    "whole files": _whole_files_off,
+    "one writer": lambda: setattr(store, "alone", lambda path: nullcontext()),
+    "no number that is none": lambda: setattr(runs.math, "isfinite", lambda value: True),
+    "small images": lambda: setattr(data, "LARGEST", 1 << 40),
+}
+if broken := os.environ.get("FAULTS_BREAK"):
+    GUARDS[broken]()

@@ -9,7 +9,7 @@ from harness import PROFILE, SEED, damages, refusal, smaller, state
 from study import store, work
 from study.networks import trained_model
 from study.report import results as report
-from study.runs import grid, make_run
+from study.runs import make_run
 
 TWO, DIVERGED = {"experiment": "two_epochs"}, {"norm": "no_norm", "lr": 1e30}
 SOURCES = {
@@ -41,7 +41,9 @@ READERS = {
     "weights": lambda run: {key: one.tolist() for key, one in trained_model(run).state_dict().items()},
     "snapshot": lambda run: {key: one.tolist() for key, one in trained_model(run, 1).state_dict().items()},
     "measure": lambda run: work.measure_run(run, "evaluations").drop(columns="seconds").to_dict("list"),
-    "report": lambda run: report.table(PROFILE, "evaluations", "two_epochs").drop(columns="seconds").to_dict("list"),
+    "report": lambda run: (
+        report.table(PROFILE, "evaluations", "two_epochs").drop(columns="seconds").to_dict("list")
+    ),
     "outcomes": outcomes,
     "diverged": store.has_diverged,
 }

@@ -1,14 +1,12 @@
 """What a person types: parameters of workers, profiles, claims, the table of contents, words of a command line."""
 
 import shutil
-import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from harness import OTHERS, PROFILE, ROOT, refusal, smaller, state
+from harness import OTHERS, PROFILE, ROOT, refusal, state
 
 from study import book, runs, work
 from study.parameters import chosen_run
@@ -49,7 +47,9 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
 def test_a_wrong_parameter(name, value, tmp_path, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
     monkeypatch.setattr("rnlib.train._epoch", lambda *what: pytest.fail("work was done"))
@@ -70,8 +70,20 @@ def test_an_unknown_parameter(name):
 
 
 TINY = Path(PROFILE).read_text()
-SECTIONS = ("defaults", "natural", "adversarial", "norms", "grid", "evaluation", "measurements", "statistics", "landscape")
-LAUGHS = "\n".join(["a0: &a0 [x,x]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))])
+SECTIONS = (
+    "defaults",
+    "natural",
+    "adversarial",
+    "norms",
+    "grid",
+    "evaluation",
+    "measurements",
+    "statistics",
+    "landscape",
+)
+LAUGHS = "\n".join(
+    ["a0: &a0 [x,x]", *(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))]
+)
 
 
 def without(section):
@@ -99,7 +111,9 @@ PROFILES = {
     "a misspelt setting of an experiment": TINY.replace("snapshots: [1", "snapshot: [1"),
     "a misspelt setting of the grid": TINY.replace("seed: [0, 1]", "seeds: [0, 1]"),
     "a list for a section": TINY.replace("natural: {epochs: 1}", "natural: [1]"),
-    "a dictionary for the grid": TINY.replace("  - {norm: batch_norm, training: natural, seed: [0, 1]}", "  norm: x")
+    "a dictionary for the grid": TINY.replace(
+        "  - {norm: batch_norm, training: natural, seed: [0, 1]}", "  norm: x"
+    )
     .replace("  - {norm: no_norm, training: natural, seed: 0}\n", "")
     .replace("  - {norm: robust_norm, training: adversarial, seed: 0}\n", "")
     .replace("  - {experiment: two_epochs, norm: batch_norm, training: natural, seed: 0}\n", ""),

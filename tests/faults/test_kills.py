@@ -6,22 +6,33 @@ or right before, in and after each renaming of a file, which is when a run could
 
 import io
 import multiprocessing
+import os
 import random
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pandas as pd
 import programs
 import psutil
 import pytest
-from harness import SEED
+from harness import ROOT, SEED
 
+# The process that the others are forked from looks for its imports here.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
+)
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["programs"])
 NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
 RENAMINGS = {"train": 12, "evaluations": 8, "along_training": 8, "attack": 12}
-SIGNALS = {"KILL": [signal.SIGKILL], "TERM": [signal.SIGTERM], "INT": [signal.SIGINT], "INT twice": [signal.SIGINT] * 2}
+SIGNALS = {
+    "KILL": [signal.SIGKILL],
+    "TERM": [signal.SIGTERM],
+    "INT": [signal.SIGINT],
+    "INT twice": [signal.SIGINT] * 2,
+}
 
 
 def started(name, folder, *moment):
@@ -42,7 +53,9 @@ def content(folder):
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = str(path.relative_to(folder))
         if path.suffix == ".csv":
-            found[name] = pd.read_csv(io.BytesIO(path.read_bytes())).drop(columns="seconds", errors="ignore").to_csv()
+            found[name] = (
+                pd.read_csv(io.BytesIO(path.read_bytes())).drop(columns="seconds", errors="ignore").to_csv()
+            )
         elif path.name == "attack.pt":
             found[name] = "there"
         elif path.name != "files.json":
@@ -71,12 +84,16 @@ def undisturbed(tmp_path_factory):
 def finished(name, folder, right):
     """Started again it ends as if undisturbed, and keeps what was finished."""
     tables = ("*.csv", "*.npz", "snapshot*", "weights*")
-    there = {path: path.stat() for kind in tables for path in folder.rglob(kind) if not path.name.startswith(".")}
+    there = {
+        path: path.stat() for kind in tables for path in folder.rglob(kind) if not path.name.startswith(".")
+    }
     assert ended(started(name, folder)) == 0
     assert content(folder) == content(right)
     # A snapshot is written again, to the same bytes, if it was killed before anyone knew.
     again = [path.name for path, old in there.items() if path.stat().st_mtime_ns != old.st_mtime_ns]
-    assert all(one.startswith(("snapshot", "history", "evaluations.npz", "along_training.npz")) for one in again), again
+    assert all(
+        one.startswith(("snapshot", "history", "evaluations.npz", "along_training.npz")) for one in again
+    ), again
 
 
 @pytest.mark.full
@@ -104,7 +121,9 @@ def test_a_kill_at_a_random_moment(undisturbed, tmp_path, name, how, time_):
 
 MOMENTS = ("before", "half", "after")
 CRITICAL = [
-    pytest.param(name, MOMENTS[(number + SEED) % 3], number, marks=[] if number in (2, 6) else pytest.mark.full)
+    pytest.param(
+        name, MOMENTS[(number + SEED) % 3], number, marks=[] if number in (2, 6) else pytest.mark.full
+    )
     for name, count in RENAMINGS.items()
     for number in range(1, count + 1)
 ]

@@ -93,7 +93,10 @@ WEIGHTS = {
     "a header without end": with_header({}, 2**60),
     "a header of 100 MB": with_header({}, 10**8),
     "offsets outside": with_header({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}),
-    "a shape beyond memory": with_header({"a": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}) + b"1234",
+    "a shape beyond memory": with_header(
+        {"a": {"dtype": "F32", "shape": [2**40, 2**20], "data_offsets": [0, 4]}}
+    )
+    + b"1234",
     "other names": with_header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}) + b"1234",
     "a pickle": pickle.dumps(Hostile()),
     "nothing": with_header({}),
@@ -118,7 +121,12 @@ def test_weights_that_are_no_numbers(folder, change):
     refusal(lambda: trained_model(run), "weights.safetensors")
 
 
-JSONS = {"brackets": b"[" * 10**5, "a number of 10,000 digits": b"1" * 10**4, "a list": b"[]", "settings of no kind": b'{"settings": 3}'}
+JSONS = {
+    "brackets": b"[" * 10**5,
+    "a number of 10,000 digits": b"1" * 10**4,
+    "a list": b"[]",
+    "settings of no kind": b'{"settings": 3}',
+}
 
 
 @pytest.mark.parametrize("what", JSONS)
@@ -133,7 +141,10 @@ def test_outcomes(folder, name):
     run = make_run(PROFILE, experiment="two_epochs")
     path = run.directory / name
     objects = {"a": np.array([Hostile()]), "n:a": np.array(1)}
-    store.keep(path, lambda file: np.savez(file.open("wb"), **objects) if "npz" in name else file.write_bytes(b"\xff\x00"))
+    store.keep(
+        path,
+        lambda file: np.savez(file.open("wb"), **objects) if "npz" in name else file.write_bytes(b"\xff\x00"),
+    )
     refusal(lambda: store.read_correct(path) if "npz" in name else store.read_table(path), name)
 
 
@@ -199,7 +210,9 @@ def test_a_bomb(tmp_path, what):
     assert peak < 60 << 20, f"{peak >> 20} MiB"
 
 
-@pytest.mark.parametrize("name", ["<script>alert(1)</script>", "a'b", 'a"b', "50%", "a\nb", "$(touch executed)", "..."])
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "a'b", 'a"b', "50%", "a\nb", "$(touch executed)", "..."]
+)
 @pytest.mark.filterwarnings("ignore:.*left out")
 def test_a_name_of_a_class_is_text(tmp_path, name):
     path = tmp_path / "images.tar.gz"
@@ -217,13 +230,18 @@ def test_official_files_with_a_pickle(tmp_path, file):
     folder.mkdir(parents=True)
     for name, _ in [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, ("batches.meta", 0)]:
         (folder / name).write_bytes(pickle.dumps(Hostile()))
-    refusal(lambda: data.load("cifar10", "test" if "test" in file else "train", root=tmp_path / "in"), "cifar-10-batches-py")
+    refusal(
+        lambda: data.load("cifar10", "test" if "test" in file else "train", root=tmp_path / "in"),
+        "cifar-10-batches-py",
+    )
 
 
 # -- links and words
 
 
-@pytest.mark.parametrize("what", ["folder", "weights.safetensors", ".weights.safetensors.lock", "files.json", "checkpoint.pt"])
+@pytest.mark.parametrize(
+    "what", ["folder", "weights.safetensors", ".weights.safetensors.lock", "files.json", "checkpoint.pt"]
+)
 def test_a_link_to_elsewhere_is_not_written_through(tmp_path, monkeypatch, what):
     monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path / "results"))
     smaller(monkeypatch)
@@ -239,16 +257,40 @@ def test_a_link_to_elsewhere_is_not_written_through(tmp_path, monkeypatch, what)
     assert state(elsewhere) == before
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a b", "a;touch executed", "$(touch executed)", "<b>", "a\nb", "50%", "'", "{run}", "-x", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x",
+        "/x",
+        "a b",
+        "a;touch executed",
+        "$(touch executed)",
+        "<b>",
+        "a\nb",
+        "50%",
+        "'",
+        "{run}",
+        "-x",
+        "",
+    ],
+)
 @pytest.mark.parametrize("setting", ["norm", "dataset", "architecture"])
 def test_a_name_is_no_path_no_shell_and_no_page(name, setting):
     refusal(lambda: make_run(PROFILE, **{setting: name}), setting)
 
 
-WORDS = ["profile=$(touch executed)", "profile=x;touch executed", "profile=`touch executed`.yml", "runs=;touch executed", "profile=../../etc/passwd"]
+WORDS = [
+    "profile=$(touch executed)",
+    "profile=x;touch executed",
+    "profile=`touch executed`.yml",
+    "runs=;touch executed",
+    "profile=../../etc/passwd",
+]
 
 
-@pytest.mark.parametrize("words", [WORDS[0], *(pytest.param(one, marks=pytest.mark.full) for one in WORDS[1:])])
+@pytest.mark.parametrize(
+    "words", [WORDS[0], *(pytest.param(one, marks=pytest.mark.full) for one in WORDS[1:])]
+)
 def test_words_of_a_command_are_no_shell(words, tmp_path):
     command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "-j1", "--config", words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
@@ -263,8 +305,23 @@ def test_a_profile_in_a_folder_of_any_name(tmp_path):
     shutil.copy(PROFILE, folder)
     run = make_run(str(folder / "tiny.yml"))
     env = os.environ | {"PYTHONPATH": str(ROOT), "RNLIB_RESULTS": str(tmp_path / "results")}
-    command = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "-d", ROOT, "-j1", "--nolock"]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        ROOT / "Snakefile",
+        "-d",
+        ROOT,
+        "-j1",
+        "--nolock",
+    ]
     target = tmp_path / "results" / "tiny" / run.name / store.WEIGHTS
-    done = subprocess.run([*command, "--config", f"profile={folder}/tiny.yml", "--", target], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [*command, "--config", f"profile={folder}/tiny.yml", "--", target],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert target.exists()
