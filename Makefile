@@ -17,7 +17,7 @@ $(DEV):   EXTRAS = study,dev
 LOG := _build/logs/setup.log
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast lint clean
+.PHONY: help book test test-fast faults lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test: lint  ## lint, then the whole test suite with coverage
 
 test-fast: $(DEV)  ## the tests that take no time, for while you work
 	pytest --numprocesses $(JOBS) --dist loadgroup -m "not slow"
+
+faults: $(DEV)  ## kill, fill, corrupt and attack the programs; the counts go to results/faults.csv
+	FAULTS=all FAULTS_COUNTS=results/faults.csv pytest tests/faults tests/cluster --numprocesses $(JOBS)
 
 lint: $(DEV)  ## style and types
 	ruff check .

@@ -109,10 +109,8 @@ def chapters() -> list[str]:
     except MalformedError as error:
         raise ValueError(f"{path} is no table of contents: mend it ({error})") from error
     found = {name: (ROOT / "notebooks" / f"{name}.ipynb").exists() for name in entries}
-    made = {name for name in entries if name == "status" or name.startswith("api/")}
-    if lost := [
-        name for name in found.keys() - made if not (found[name] or (ROOT / f"book/{name}.md").exists())
-    ]:
+    words = [name for name in entries if not found[name] and not name.startswith(("status", "api/"))]
+    if lost := [name for name in words if not (ROOT / "book" / f"{name}.md").exists()]:
         raise ValueError(f"{path} names {', '.join(lost)}: there must be such a page in notebooks/ or book/")
     return [name for name in entries if found[name]]
 
@@ -183,6 +181,11 @@ def status_page(notebooks: Mapping[str, nbformat.NotebookNode], profile: str) ->
     lines += ["| Notebook | Executed (UTC) | Seconds |", "|---|---|---:|"]
     made = {name: notebook.metadata for name, notebook in notebooks.items()}
     lines += [f"| {{doc}}`/{name}` | {one.start} | {one.seconds:.1f} |" for name, one in made.items()]
+    if (path := ROOT / "results" / "faults.csv").exists():
+        faults = [line.split(",") for line in path.read_text().splitlines()]
+        seed = faults[1][faults[0].index("seed")]
+        lines += ["", f"What `make faults FAULTS_SEED={seed}` does to the programs, and what comes out.", ""]
+        lines += [f"| {' | '.join(one[:-1])} |" for one in (faults[0], ["---"] * len(faults[0]), *faults[1:])]
     versions = {"Python": python_version()} | {package: version(package) for package in PACKAGES}
     lines += ["", "| Package | Version |", "|---|---|"]
     return "\n".join([*lines, *(f"| {one} | {number} |" for one, number in versions.items()), ""])

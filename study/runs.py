@@ -143,8 +143,8 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         self.aliases += self.check_event(yaml.AliasEvent)
-        if self.aliases > 99:
-            raise yaml.YAMLError("more than 99 aliases")
+        if self.aliases > 30:
+            raise yaml.YAMLError("more than 30 aliases")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

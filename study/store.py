@@ -101,8 +101,8 @@ def check(path: Path) -> dict[str, Any]:
     notes = _notes(path.parent)
     if (note := _matching(path, notes)) is not None:
         return note.get("provenance", {})
-    table = path.suffix in (".csv", ".npz") and path.name != HISTORY
-    fix = f"restore it (git checkout), or remove {path.stem + '.csv' if table else 'the folder'}, to make it again"
+    made = f"{path.stem}.csv" if path.suffix in (".csv", ".npz") and path.name != HISTORY else "the folder"
+    fix = f"restore it (git checkout), or remove {made}, to make it again"
     if path.name not in notes:
         raise DamagedFile(f"{path} is not listed in {FILES} beside it: {fix}")
     what = f"was changed or damaged: its sha256 is not the one in {FILES}" if path.exists() else "is gone"
@@ -198,7 +198,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """A file as it was written, by a reader of its kind; DamagedFile if that cannot read it, or :func:`check` fails."""
+    """A file as it was written, by a reader of its kind; DamagedFile if that, or :func:`check`, cannot."""
     check(path)
     try:
         return reader(path)

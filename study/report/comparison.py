@@ -120,8 +120,10 @@ def read_claims() -> dict[str, Claim]:
     found: dict[str, Claim] = {}
     for path in sorted((ROOT / "study" / "claims").glob("*.yml")):
         contents = read_yaml(path)
-        if not isinstance(contents, dict) or not isinstance(contents.get("claims"), list):
-            raise ValueError(f"{path} must have a list of claims, and may have defaults of theirs")
+        kinds = {"claims": list, "defaults": dict}
+        known = isinstance(contents, dict) and "claims" in contents and contents.keys() <= kinds.keys()
+        if not known or not all(isinstance(one, kinds[key]) for key, one in contents.items()):
+            raise ValueError(f"{path} must be a list of claims, and if need be a dictionary of defaults")
         for entry in contents["claims"]:
             claim = make_claim(path.stem, contents.get("defaults", {}), entry)
             if claim.id in found:
@@ -133,8 +135,8 @@ def read_claims() -> dict[str, Claim]:
 
 def make_claim(page: str, defaults: Mapping[str, Any], entry: Mapping[str, Any]) -> Claim:
     """The claim of an entry: ``shared`` adds to that of the defaults, all else stands in place of theirs."""
-    if not isinstance(defaults, dict) or not isinstance(entry, dict):
-        raise ValueError(f"{page}.yml: {entry!r} and the defaults must be dictionaries")
+    if not isinstance(entry, dict):
+        raise ValueError(f"{page}.yml: {entry!r} must be a dictionary")
     told = {"page": page, **defaults, **entry}
     known = {one.name: one.default is MISSING and one.default_factory is MISSING for one in fields(Claim)}
     lacks = [name for name, needed in known.items() if needed and name not in told]

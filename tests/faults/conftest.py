@@ -4,15 +4,13 @@
 end); ``FAULTS_COUNTS=file.csv`` keeps the counts, which the page "How this copy was made" shows.
 """
 
-import csv
 import os
-import random
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness import PROFILE, SEED, smaller
+from harness import NEEDS, PROFILE, SEED, ended, smaller, started, worked
 
 ALL = os.environ.get("FAULTS") == "all"
 OUTCOMES = ("passed", "failed", "error", "skipped")
@@ -31,33 +29,38 @@ def pytest_terminal_summary(terminalreporter):
     for outcome in OUTCOMES:
         for report in terminalreporter.stats.get(outcome, []):
             kind = Path(report.nodeid.partition("::")[0])
-            if kind.parts[:2] == ("tests", "faults") and (report.when == "call" or outcome != "passed"):
+            if (
+                kind.parts[0] == "tests"
+                and kind.parts[1] in ("faults", "cluster")
+                and (report.when == "call" or outcome != "passed")
+            ):
                 tried.setdefault(kind.stem.removeprefix("test_").replace("_", " "), Counter())[outcome] += 1
     if not tried:
         return
-    rows = [
-        {
-            "kind": kind,
-            "tried": sum(n.values()) - n["skipped"],
-            "as promised": n["passed"],
-            "skipped": n["skipped"],
-        }
-        for kind, n in sorted(tried.items())
-    ]
+    names, rows = ("kind", "tried", "as promised", "skipped", "seed"), []
+    for kind, n in sorted(tried.items()):
+        rows.append((kind, sum(n.values()) - n["skipped"], n["passed"], n["skipped"], SEED))
     terminalreporter.section(f"faults, FAULTS_SEED={SEED}")
     for row in rows:
-        terminalreporter.line("  ".join(f"{key}: {value}" for key, value in row.items()))
+        terminalreporter.line("  ".join(f"{name}: {one}" for name, one in zip(names, row, strict=True)))
     if path := os.environ.get("FAULTS_COUNTS"):
-        with Path(path).open("w", newline="") as file:
-            table = csv.DictWriter(file, [*rows[0], "seed"], lineterminator="\n")
-            table.writeheader()
-            table.writerows(row | {"seed": SEED} for row in rows)
+        Path(path).write_text("".join(",".join(map(str, row)) + "\n" for row in (names, *rows)))
 
 
-@pytest.fixture
-def chance(request):
-    """A source of random numbers of this test's own."""
-    return random.Random(f"{SEED} {request.node.name}")
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """Folders as they are before each program, and after it; and how long it takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    before, after, took = {}, {}, {}
+    for name, needs in NEEDS.items():
+        before[name] = after[needs] if needs else folder / "nothing"
+        after[name] = folder / name
+        before[name].mkdir(exist_ok=True)
+        shutil.copytree(before[name], after[name])
+        process = started(name, after[name])
+        took[name] = worked(process)
+        assert ended(process) == 0
+    return before, after, took
 
 
 def second_stops():
@@ -73,8 +76,7 @@ def second_stops():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A folder of results with a run that is trained and measured, one that was cut off in both, and one that
-    diverged."""
+    """Results: a run that is trained and measured, one that was cut off in both, and one that diverged."""
     from study import store, work
     from study.runs import make_run
 

@@ -1,25 +1,34 @@
 """What the kinds share: settings, ways to damage a file, and the judgement on a refusal."""
 
 import hashlib
+import multiprocessing
 import os
 import re
+import signal
+import time
 import traceback
 import zipfile
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
+import psutil
 import torch
+import yaml
 
 from rnlib import data, load
 from study import runs, store
 
 ROOT = Path(__file__).resolve().parents[2]
+CASES = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
 PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
-REMEDY = r"restore|remove|fetch|install|set |give|name |use |put |copy|replace|resize|must be|lower|make |mend|takes|must|known"
+REMEDY = (
+    "restore|remove|fetch|install|set |give|name |use |put |replace|resize|must|lower|make |mend|takes|known"
+)
 
 
 @cache
@@ -42,7 +51,7 @@ def flipped(content, place):
 
 
 def damages(chance, content, text):
-    """(name, bytes): empty, zeros, another's, cut at ten places, a bit flipped at twenty; for text, ways of writing."""
+    """(name, bytes): empty, zeros, another's, cut at ten places, a bit flipped at twenty; of text more."""
     yield "empty", b""
     yield "zeros", bytes(len(content))
     yield from OTHERS.items()
@@ -75,25 +84,81 @@ def state(folder):
 def refusal(action, *words, kinds=(ValueError, OSError), right=None):
     """What an action says when it refuses: one sentence of ours, with these words and a remedy.
 
-    None if it gives what is ``right``. AssertionError if it was accepted in silence, another package speaks, or
-    something is missing in the sentence.
+    None if it gives what is ``right``. AssertionError if it was accepted in silence, another package speaks,
+    or something is missing in the sentence.
     """
     try:
         given = action()
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        said = str(error)
-        assert Path(frame.filename).is_relative_to(ROOT), f"{frame.filename} speaks: {said}"
-        assert ".venv" not in frame.filename, f"{frame.filename} speaks: {said}"
-        assert isinstance(error, kinds), f"{type(error)}: {said}"
-        assert "\n" not in said.strip(), f"more than a sentence: {said}"
-        assert len(said) < 700, f"{len(said)} characters: {said}"
-        missing = [word for word in words if not re.search(word, said)]
-        assert not missing, f"{missing} missing in: {said}"
-        assert re.search(REMEDY, said), f"no remedy: {said}"
-        return said
-    assert right is not None and repr(given) == repr(right), f"accepted in silence: {str(given)[:200]}"
-    return None
+        said, frame = str(error), traceback.extract_tb(error.__traceback__)[-1].filename
+        kind = type(error)
+    else:
+        assert right is not None, f"accepted in silence: {str(given)[:200]}"
+        assert repr(given) == repr(right), f"accepted in silence: {str(given)[:200]}"
+        return None
+    assert Path(frame).is_relative_to(ROOT), f"{frame} speaks: {said}"
+    assert ".venv" not in frame, f"{frame} speaks: {said}"
+    assert issubclass(kind, kinds), f"{kind}: {said}"
+    assert "\n" not in said.strip(), f"more than a sentence: {said}"
+    assert len(said) < 700, f"{len(said)} characters: {said}"
+    missing = [word for word in words if not re.search(word, said)]
+    assert not missing, f"{missing} missing in: {said}"
+    assert re.search(REMEDY, said), f"no remedy: {said}"
+    return said
+
+
+# The process that the others are forked from looks for its imports here.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["programs"])
+NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
+SIGNALS = {
+    "KILL": [signal.SIGKILL],
+    "TERM": [signal.SIGTERM],
+    "INT": [signal.SIGINT],
+    "INT twice": [signal.SIGINT] * 2,
+}
+
+
+def started(name, folder, *moment):
+    """A process that does the work of a program, see programs.py."""
+    from programs import program
+
+    process = PROCESSES.Process(target=program, args=(name, str(folder), *moment))
+    process.start()
+    return process
+
+
+def worked(process, seconds=1e9):
+    """Wait until a process has computed for so many seconds, or ended; returns how long it did."""
+    done = 0.0
+    with suppress(psutil.Error):
+        there = psutil.Process(process.pid)
+        while done < seconds and process.is_alive():
+            done = sum(there.cpu_times()[:2])
+            time.sleep(0.002)
+    return done
+
+
+def ended(process):
+    """The exit code of a process."""
+    process.join(300)
+    assert process.exitcode is not None, "it hangs"
+    return process.exitcode
+
+
+def content(folder):
+    """What every file holds, but for seconds and revisions, and so the checksums of files that have them."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = str(path.relative_to(folder))
+        found[name] = re.sub(rb'"revision": "[^"]*"', b"", path.read_bytes())
+        if path.suffix == ".csv":
+            table = pd.read_csv(path).drop(columns=["seconds", "revision"], errors="ignore")
+            found[name] = table.to_csv().encode()
+        elif path.name in ("files.json", "attack.pt"):
+            found[name] = b"there"
+    return found
 
 
 def _whole_files_off():

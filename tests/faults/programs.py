@@ -4,10 +4,10 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 import torch._dynamo  # which an optimiser imports at its first step: here once for all processes
 from harness import PROFILE, small, smaller
-from pytest import MonkeyPatch
 
 from rnlib import strongest
 from rnlib.files import write_tensors
@@ -22,7 +22,7 @@ REPLACE, SAVE = os.replace, torch.save
 
 
 def at(moment, number, kind):
-    """Send this process a signal at the n-th renaming of a file: before it, after it, or with half of the file."""
+    """Send this process a signal at the n-th renaming of a file: before, after, or with half of the file."""
     calls = iter(range(1, 999))
 
     def replace(source, target):
@@ -42,7 +42,7 @@ def at(moment, number, kind):
 def program(name, folder, *moment):
     """Do the work of a name, alone in its process."""
     os.environ["RNLIB_RESULTS"] = folder
-    smaller(MonkeyPatch())
+    smaller(pytest.MonkeyPatch())
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if moment:

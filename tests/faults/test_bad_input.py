@@ -1,7 +1,8 @@
-"""Damaged files: each is refused in one sentence with its name and the remedy, before any work; or read rightly."""
+"""Damaged results: each is refused in one sentence before any work, or read rightly."""
 
 import random
 import shutil
+from functools import partial
 
 import pytest
 from harness import PROFILE, SEED, damages, refusal, smaller, state
@@ -111,5 +112,5 @@ def test_a_damaged_result(folder, right, monkeypatch, file, damage):
     report._outcomes.cache_clear()
     before = state(folder)
     for reader in READ_BY[file]:
-        said = refusal(lambda: READERS[reader](run), file.split(".")[0], right=right[file, reader])
+        said = refusal(partial(READERS[reader], run), file.split(".")[0], right=right[file, reader])
         assert state(folder) == before or not said, said

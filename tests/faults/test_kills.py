@@ -1,84 +1,19 @@
-"""Killed work, started again with the same command, ends with the undisturbed files, and repeats nothing finished.
+"""Killed work, started again, ends with the undisturbed files, and repeats nothing that was finished.
 
-Processes are forked from one that has imported everything. Each is killed while it is at work: at a random moment,
-or right before, in and after each renaming of a file, which is when a run could be left inconsistent.
+Processes are forked from one that has imported everything. Each is killed while it is at work: at a random
+moment, or right before, in and after each renaming of a file, which is when a run could be left inconsistent.
 """
 
-import io
-import multiprocessing
-import os
 import random
 import shutil
 import signal
 import time
-from pathlib import Path
 
-import pandas as pd
-import programs
 import psutil
 import pytest
-from harness import ROOT, SEED
+from harness import NEEDS, SEED, SIGNALS, content, ended, started, worked
 
-# The process that the others are forked from looks for its imports here.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
-)
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["programs"])
-NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
 RENAMINGS = {"train": 12, "evaluations": 8, "along_training": 8, "attack": 12}
-SIGNALS = {
-    "KILL": [signal.SIGKILL],
-    "TERM": [signal.SIGTERM],
-    "INT": [signal.SIGINT],
-    "INT twice": [signal.SIGINT] * 2,
-}
-
-
-def started(name, folder, *moment):
-    process = PROCESSES.Process(target=programs.program, args=(name, str(folder), *moment))
-    process.start()
-    return process
-
-
-def ended(process):
-    process.join(300)
-    assert process.exitcode is not None, "it hangs"
-    return process.exitcode
-
-
-def content(folder):
-    """The bytes of every file; tables without seconds, notes without the checksums of those tables."""
-    found = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = str(path.relative_to(folder))
-        if path.suffix == ".csv":
-            found[name] = (
-                pd.read_csv(io.BytesIO(path.read_bytes())).drop(columns="seconds", errors="ignore").to_csv()
-            )
-        elif path.name == "attack.pt":
-            found[name] = "there"
-        elif path.name != "files.json":
-            found[name] = path.read_bytes()
-        else:
-            found[name] = "there"
-    return found
-
-
-@pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory):
-    """Folders as they are before each program, and after it; and how long it takes."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    before, after, took = {}, {}, {}
-    for name, needs in NEEDS.items():
-        before[name] = after[needs] if needs else folder / "nothing"
-        after[name] = folder / name
-        before[name].mkdir(exist_ok=True)
-        shutil.copytree(before[name], after[name])
-        start = time.monotonic()
-        assert ended(started(name, after[name])) == 0
-        took[name] = time.monotonic() - start
-    return before, after, took
 
 
 def finished(name, folder, right):
@@ -108,7 +43,7 @@ def test_a_kill_at_a_random_moment(undisturbed, tmp_path, name, how, time_):
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(before[name], folder)
         process = started(name, folder)
-        time.sleep(chance.uniform(0.05, 0.05 + share * took[name]))
+        worked(process, chance.uniform(0, share * took[name]))
         for kind in SIGNALS[how]:
             if process.is_alive():
                 psutil.Process(process.pid).send_signal(kind)
