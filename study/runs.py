@@ -178,7 +178,7 @@ def conform(part: str, value: Any, where: str = "") -> None:
         name, rule = ".".join(error.path[1:]) or f"the {part}", error.definition["description"]
         what = f"{name} is {shorten(error.value)}, it must be"
         if isinstance(error.value, dict):  # of which the names are wrong
-            what = f"{error.message.replace(error.name, name, 1)[:300]}, it must hold"
+            what = f"{error.message.replace(str(error.name), name, 1)[:300]}, it must hold"
         raise ValueError(f"{where}{what} {rule}") from error
     for name, one in value.items():
         if isinstance(one, float) and not math.isfinite(one):

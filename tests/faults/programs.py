@@ -52,8 +52,11 @@ def program(name, folder, *moment):
     elif name == "attack":
         batch = test_set(RUN, 20)
         x, y, path = batch.images / 255, batch.labels, Path(folder) / "attack.pt"
+        chance = torch.Generator().manual_seed(0)
         budget = Budget(steps=5, rounds=1, queries=5)
-        found = strongest(trained_model(RUN), x, y, 0.1, budget=budget, progress=True, checkpoint=path)
+        found = strongest(
+            trained_model(RUN), x, y, 0.1, budget=budget, progress=True, generator=chance, checkpoint=path
+        )
         write_tensors(Path(folder) / "found.pt", found.images)
     else:
         work.measure_run(RUN, name)
