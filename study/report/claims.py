@@ -21,7 +21,7 @@ from study.report.comparison import LESS, OPPOSITE, SAME, Claim, Comparison, P, 
 from study.runs import HEADLINE, PROFILES
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
-INCONCLUSIVE, UNTESTED = "inconclusive", "untested at this budget"
+INCONCLUSIVE, UNTESTED = "inconclusive", "not tested at this scale"
 WORDS = {"paper": (REPRODUCED, PARTLY, NOT), "beyond": ("supported", PARTLY, "not supported")}
 
 
@@ -32,7 +32,7 @@ class Part:
     claim: Claim
     training: str
     dataset: str
-    direction: str  # a word of WORDS, inconclusive, or untested at this budget
+    direction: str  # a word of WORDS, inconclusive, or UNTESTED
     comparisons: list[Comparison]  # the evidence, as far as there is any at the budget of the claim
     short: list[Comparison]  # what short trainings say of a claim that is judged at a matched budget
     wanted: int  # comparisons

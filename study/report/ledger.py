@@ -124,7 +124,7 @@ def yes_or_no(claim_id: str, profile: str, training: str) -> str:
     part = _parts(claim_id, profile, training)[0]
     known = (*WORDS[part.claim.kind], INCONCLUSIVE)
     words = dict(zip(known, ("yes", "in part", "no", "unclear"), strict=True))
-    return words.get(part.direction, "not tested at this budget")
+    return words.get(part.direction, UNTESTED)
 
 
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:

@@ -26,7 +26,7 @@ def conditions(profile: str, training: str) -> dict[str, tuple[str, list[Part]]]
     """Of each condition its state after a training, and the parts of claims that are its evidence.
 
     It is met if every comparison is as claimed, contradicted if a claim has one that is clearly the other way
-    round and none as claimed; else unclear, or untested at this budget.
+    round and none as claimed; else unclear, or not tested at this scale.
     """
     found: dict[str, tuple[str, list[Part]]] = {}
     for condition in CONDITIONS:

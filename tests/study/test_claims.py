@@ -176,7 +176,7 @@ def test_a_claim_about_short_trainings_is_judged_on_them():
     assert "says nothing of longer" in ledger._told(part)
     assert "does not depend" in ledger._told(judged(budget="any", short="three_epochs"))
     told = ledger._told(judged(short="three_epochs"))
-    assert "untested at this budget" in told
+    assert UNTESTED in told
     assert "After 3 epochs: +20.0 points (+13.0 to +28.0); this is no verdict" in told
 
 
