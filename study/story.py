@@ -116,7 +116,7 @@ def dial_figure(profile: str) -> Figure:
     rows = rows[(rows.dataset == DATASET) & rows.loss.isin(["cross_entropy", "equal_weight"])]
     of = rows.network.str.removeprefix("Fashion-MNIST: ")
     rows = rows.assign(panel=of + ", " + rows.loss.map(lambda loss: figures.name(loss, "loss")))
-    how: dict[str, Any] = {"xscale": "log", "xlabel": "outputs times", "ylabel": "accuracy under PGD (%)"}
+    how: dict[str, Any] = {"xscale": "log", "xlabel": "outputs times", "ylabel": dial.UNDER_PGD}
     return figures.lines(rows, x="factor", hue="statistics", panel="panel", **how)
 
 

@@ -1,12 +1,14 @@
 """The ledger of claims as a notebook displays it: boxes of verdicts, what is behind them, lists."""
 
+import base64
 from collections import Counter
+from importlib import resources
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
 from study.report import rule
 from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude
@@ -138,10 +140,9 @@ def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -
     return found[0].signed(float(np.mean(values)))
 
 
-def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
-    """Claims, named or all of a kind, with their verdicts, links to their tests, and how many are how."""
-    ids = claims or [claim.id for claim in read_claims().values() if claim.kind == kind]
-    found = [judge(claim_id, profile) for claim_id in ids]
+def table(profile: str, kind: str = "paper") -> Markdown:
+    """All claims of a kind with their verdicts, links to their tests, and how many are how."""
+    found = [judge(claim, profile) for claim in read_claims().values() if claim.kind == kind]
     counts = Counter(one.direction for one in found)
     tally = ", ".join(f"{counts[word]} {badge(word)}" for word in LOOK if counts[word])
     lines = [f"Of {len(found)} claims: {tally}.", "", "| Verdict | Claim | By part |", "|---|---|---|"]
@@ -152,6 +153,18 @@ def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
     chance = f"Each of {made} comparisons has a 95% interval of its own, with no correction for their number:"
     lines += ["", f"{chance} about {made / 20:.0f} would be clear by chance alone."]
     return Markdown("\n".join(lines))
+
+
+def sortable() -> HTML:
+    """Lets the reader sort and search the tables of the page, by DataTables, which comes with it."""
+    files = resources.files("itables") / "html"
+    script = base64.b64encode((files / "dt_bundle.js").read_bytes()).decode()
+    style = (files / "dt_bundle.css").read_text()
+    return HTML(
+        f"<style>{style}</style><script type='module'>"
+        f"import {{ jQuery as $ }} from 'data:text/javascript;base64,{script}';"
+        "$('main table').DataTable({paging: false, order: [], autoWidth: false});</script>"
+    )
 
 
 def main_claims(profile: str) -> Markdown:
