@@ -75,11 +75,16 @@ def explorable(profile: str) -> HTML | Markdown:
         caption=f"{first.network.iloc[0]}, {first.loss.iloc[0]}. With scripts switched on this figure turns.",
         alt="Accuracy under PGD against the factor on the outputs, with tracked and with batch statistics.",
     )
-    chart = _chart(rows).to_html(
-        fullhtml=False, inline=True, output_div="dial", embed_options={"actions": False}
+    import vl_convert
+
+    # A module of its own: its names are not the page's.
+    script = vl_convert.javascript_bundle(
+        f"vegaEmbed('#dial', {_chart(rows).to_json(indent=None)}, {{actions: false}});"
     )
-    style = "<style>#dial.vega-embed {flex-direction: column}</style>"  # what is chosen stands below
-    return HTML(f'{style}<div class="dial">{chart}</div><noscript>{still.data}</noscript>')
+    return HTML(
+        f"<div class='dial' id='dial'></div><script type='module'>{script}</script>"
+        f"<noscript>{still.data}</noscript>"
+    )
 
 
 def _chart(rows: pd.DataFrame) -> Any:
