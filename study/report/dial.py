@@ -34,7 +34,7 @@ def leads(profile: str) -> pd.DataFrame:
     """Batch minus tracked statistics under PGD, in points: a row a network, loss and factor.
 
     An attack that takes statistics as given is another one with batch statistics alone: it is compared with
-    the cross-entropy on tracked ones.
+    the cross-entropy on tracked ones, on the images that both have.
     """
     rows, found = table(profile), []
     for key, part in rows.groupby(LEAD, sort=False):
@@ -42,7 +42,8 @@ def leads(profile: str) -> pd.DataFrame:
         usual = cell | {"loss": "cross_entropy"} if cell["loss"] == GIVEN else cell
         batch = part[part.statistics == "batch"]
         tracked = results.select(rows, usual | {"statistics": "tracked"})
-        gap = results.contrast(profile, "temperature", [batch, tracked], "accuracy")
+        shared = int(min(batch.n.min(), tracked.n.min())) if len(batch) and len(tracked) else None
+        gap = results.contrast(profile, "temperature", [batch, tracked], "accuracy", shared)
         if gap is not None:
             found.append(cell | vars(gap))
     return pd.DataFrame(found, columns=[*LEAD, *results.Difference.__dataclass_fields__])

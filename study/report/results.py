@@ -189,16 +189,19 @@ class Difference:
     p: float | None = None
 
 
-def contrast(profile: str, name: str, sides: Sequence[pd.DataFrame], value: str) -> Difference | None:
+def contrast(
+    profile: str, name: str, sides: Sequence[pd.DataFrame], value: str, images: int | None = None
+) -> Difference | None:
     """First minus second side, seed by seed; with four sides, less what third minus fourth are.
 
     A side is rows of the table ``name``. Seeds that are not in all sides are left out; None, if that leaves
-    none. Accuracies are compared image by image, another ``value`` in its order.
+    none. Accuracies are compared image by image, on the first ``images`` of each side if that is said,
+    another ``value`` in its order.
     """
     seeds = [seed for seed in dict.fromkeys(sides[0].seed) if all(seed in set(one.seed) for one in sides)]
     found, p = [], None
     for seed in seeds:
-        values = [_values(profile, name, rows[rows.seed == seed], value) for rows in sides]
+        values = [_values(profile, name, rows[rows.seed == seed], value)[:images] for rows in sides]
         found.append(values[:2] if len(sides) == 2 else (values[0] - values[1], values[2] - values[3]))
     if not found:
         return None
