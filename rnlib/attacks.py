@@ -6,14 +6,16 @@ that they were chosen under: judge the returned batch as a whole, as :func:`succ
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed
+from rnlib.statistics import borrowed, logits_of, warn_if_unfilled
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -53,12 +55,12 @@ class Task:
     """What an attack asks of the model about one batch. Larger is better for the attacker, targeted too."""
 
     def __init__(self, model: nn.Module, y: Tensor, classes: int, loss: str, targeted: bool):
-        self.model, self.y, self.classes = model, y, max(2, classes)
+        self.model, self.y, self.classes = model, y.long(), max(2, classes)
         self.per_image, self.sign = LOSSES[loss], -1 if targeted else 1
 
     def logits(self, x: Tensor) -> Tensor:
         """The model's answer (N, classes), checked without waiting for the device."""
-        logits, n, least = self.model(x), len(self.y), self.classes
+        logits, n, least = logits_of(self.model(x)), len(self.y), self.classes
         if logits.ndim != 2 or len(logits) != n or logits.shape[1] < least:
             need = f"{n} images with labels up to {least - 1} need ({n}, >= {least})"
             raise ValueError(f"the model's answer has shape {tuple(logits.shape)}, but {need}")
@@ -103,10 +105,11 @@ class Attack:
         """Craft adversarial versions of a batch: like x in all but values, which are in [0, 1]; detached.
 
         Args:
-            model: answers logits (N, classes). It is attacked in the mode it is in and nothing of it changes:
-                not its parameters, their requires_grad and .grad, its train and eval flags, its buffers.
-            x: floating-point images (N, C, ...) in [0, 1].
-            y: int64 labels (N,): the true ones, or the wanted ones where ``targeted``.
+            model: answers logits (N, classes), by itself or as ``.logits``. It is attacked in the mode it is
+                in, so in training mode with batch statistics and dropout, of which a warning tells. Nothing
+                of it changes: not its parameters, their requires_grad and .grad, its modes, its buffers.
+            x: floating-point images (N, C, ...) in [0, 1]; rounding errors of up to 1e-6 are clipped.
+            y: integer labels (N,): the true ones, or the wanted ones where ``targeted``.
             generator: source of the attack's randomness; ``None`` is torch's global one, as for dropout.
             update_buffers: a model in training mode tracks statistics after all, as in the released code.
             checked: do not look for unusable images and labels, as looking at values waits for the device.
@@ -117,7 +120,7 @@ class Attack:
         # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
         with torch.inference_mode(False), torch.enable_grad(), borrowed(model, update_buffers):
             task = Task(model, y.to(x.device, copy=True), classes, self.loss, self.targeted)
-            return self._perturb(task, x.detach().clone(), generator).detach()
+            return self._perturb(task, x.detach().clamp(0, 1), generator).detach()
 
     def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define _perturb")
@@ -127,7 +130,7 @@ def success(model: nn.Module, x_adv: Tensor, y: Tensor, targeted: bool = False) 
     """Whether the model, left as it is, does not answer y, or does where ``targeted``: bool (N,)."""
     check_batch(model, x_adv, y)
     with torch.no_grad(), borrowed(model):
-        return model(x_adv).argmax(1).eq(y) == targeted
+        return logits_of(model(x_adv)).argmax(1).eq(y) == targeted
 
 
 class Ball:
@@ -397,21 +400,35 @@ def check_length(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} is {value}, it must be finite and {'at least' if zero else 'above'} 0")
 
 
-def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """Raise TypeError unless value is an instance of kind; a class is never meant as one."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} is the class {value.__name__}, give an instance: {value.__name__}(...)")
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}, it must be a {getattr(kind, '__name__', kind)}")
+
+
+def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True) -> int:
     """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
     for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}, it must be a torch {kind.__name__}")
-    if not x.is_floating_point() or y.dtype != torch.int64:
-        fix = "they must be floating point (rnlib.data.to_float) and torch.int64 (y.long())"
-        raise TypeError(f"x is {x.dtype} and y is {y.dtype}, {fix}")
+        check_kind(name, value, kind)
+    given = f"x is {x.dtype} of shape {tuple(x.shape)} and y {y.dtype} of shape {tuple(y.shape)}"
+    if not x.is_floating_point() or y.is_floating_point() or y.dtype == torch.bool:
+        fix = "x must be floating point (rnlib.data.to_float), y integers (of one-hot rows y.argmax(1))"
+        raise TypeError(f"{given}: {fix}")
     if x.ndim < 2 or x.numel() == 0 or y.shape != x.shape[:1]:
-        fix = "they must be (N, C, ...) and (N,), not empty"
-        raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}, {fix}")
+        fix = (
+            "they must be (N, C, ...), one image as x[None], and (N,), one-hot rows as y.argmax(1); not empty"
+        )
+        raise ValueError(f"{given}: {fix}")
     low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
         fix = "normalisation belongs inside the model"
         raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: {fix}")
     if y.min() < 0:
         raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
+    if attacked and any(layer.training for layer in model.modules()):
+        warnings.warn(f"the {type(model).__name__} is attacked in training mode: model.eval()", stacklevel=1)
+    if attacked:
+        warn_if_unfilled(model)
     return int(y.max()) + 1

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnlib.kernels import NO_EPS
-from rnlib.norms import BatchNorm, MakeNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm, check_power
+from rnlib.norms import BatchNorm, MakeNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm, check_power, leaf
 
 
 class BatchRenorm(BatchNorm):
@@ -74,6 +74,7 @@ class TrackedNorm(BatchNorm):
     them (Eq 10); no gradient passes through them. In evaluation mode it is BatchNorm, in both modes.
     """
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -140,6 +141,7 @@ class FrozenNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training and not self.num_batches_tracked:

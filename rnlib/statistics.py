@@ -4,16 +4,16 @@ Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import BatchNorm, Norm
+from rnlib.norms import BatchNorm, Norm, is_native
 
 STATISTICS_MODES = ("tracked", "batch")
 
@@ -24,7 +24,7 @@ Statistics = dict[str, tuple[Tensor, Tensor]]
 @contextmanager
 def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Module]:
     for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm):
+        if is_native(layer):
             fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
             kind = type(layer).__name__
             raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
@@ -56,7 +56,30 @@ def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
         yield model
         return
     with _switched(model, "statistics", statistics):
+        warn_if_unfilled(model)
         yield model
+
+
+def warn_if_unfilled(model: nn.Module) -> None:
+    """Name in a warning the norms that use tracked statistics and have tracked nothing yet."""
+    layers = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
+    if names := [name for name, layer in layers if layer.statistics == "tracked" and not layer.filled]:
+        fix = "train it, or call rnlib.recalibrate(model, images)"
+        what = f"tracked statistics of {len(names)} layers hold no average of any batch ({', '.join(names)})"
+        warnings.warn(f"{what}: {fix}", stacklevel=1)
+
+
+def logits_of(answer: Any) -> Tensor:
+    """The logits in what a model answers: a tensor, or one that it holds as ``.logits``, "logits" or "out".
+
+    Raises TypeError for anything else.
+    """
+    named = answer if isinstance(answer, Mapping) else {"logits": getattr(answer, "logits", answer)}
+    logits = named.get("logits", named.get("out"))
+    if not isinstance(logits, Tensor):
+        fix = "wrap it in a module that answers logits (N, classes)"
+        raise TypeError(f"the model answers a {type(answer).__name__} without logits or 'out': {fix}")
+    return logits
 
 
 @contextmanager
@@ -206,7 +229,7 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
         # Momentum None averages all batches alike.
         with evaluation_mode(model), track(model, True), _switched(model, "momentum", None):
             for layer in layers:
-                layer.reset_running_statistics()
+                layer.reset_running_stats()
                 layer.train()
             for x in given:
                 if not isinstance(x, Tensor):
@@ -297,10 +320,10 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
         raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")
     # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
     with torch.inference_mode(False), torch.enable_grad(), borrowed(model), evaluation_mode(model):
-        leaf, label = x.detach().clone().requires_grad_(), y[:, None].clone()
+        leaf, label = x.detach().clone().requires_grad_(), y[:, None].long().clone()
         own, others = (torch.zeros_like(leaf, dtype=torch.float64) for _ in range(2))
         with use_statistics(model, statistics):
-            logits = model(leaf).double()
+            logits = logits_of(model(leaf)).double()
         odds = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
         for i, slope in enumerate(odds.detach().sigmoid()):
             gradient = slope * torch.autograd.grad(odds[i], leaf, retain_graph=True)[0].double()
