@@ -1,21 +1,20 @@
 """Attacks on image classifiers, each a frozen dataclass that is called as ``x_adv = attack(model, x, y)``.
 
 The loss is summed over the batch and fooled images stay in it: under batch statistics the images attack
-together, and best versions of images (restarts, Carlini-Wagner) form a batch with statistics other than those
-that they were chosen under: judge the returned batch as a whole, as :func:`success` does.
+together, and best versions of images (restarts, Carlini-Wagner) form a batch with other statistics than they
+were chosen under: judge the returned batch as a whole, as :func:`success` does.
 """
 
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed, logits_of, warn_if_unfilled
+from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -388,10 +387,9 @@ def check_pixels(name: str, value: Pixels) -> None:
 
 def check_count(name: str, value: int) -> None:
     """Raise unless value is an int >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, it must be an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, it must be at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        kind = ValueError if type(value) is int else TypeError
+        raise kind(f"{name} is {value!r}, it must be an int of at least 1")
 
 
 def check_length(name: str, value: float, *, zero: bool = False) -> None:
@@ -400,27 +398,16 @@ def check_length(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} is {value}, it must be finite and {'at least' if zero else 'above'} 0")
 
 
-def check_kind(name: str, value: object, kind: Any) -> None:
-    """Raise TypeError unless value is an instance of kind; a class is never meant as one."""
-    if isinstance(value, type):
-        raise TypeError(f"{name} is the class {value.__name__}, give an instance: {value.__name__}(...)")
-    if not isinstance(value, kind):
-        raise TypeError(f"{name} is a {type(value).__name__}, it must be a {getattr(kind, '__name__', kind)}")
-
-
 def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True) -> int:
     """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
     for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
         check_kind(name, value, kind)
-    given = f"x is {x.dtype} of shape {tuple(x.shape)} and y {y.dtype} of shape {tuple(y.shape)}"
+    given = f"x is {x.dtype} of shape {tuple(x.shape)}, y {y.dtype} of {tuple(y.shape)}; they must be"
+    need = "floating point (N, C, ...), one image as x[None], and integers (N,), of one-hot rows y.argmax(1)"
     if not x.is_floating_point() or y.is_floating_point() or y.dtype == torch.bool:
-        fix = "x must be floating point (rnlib.data.to_float), y integers (of one-hot rows y.argmax(1))"
-        raise TypeError(f"{given}: {fix}")
+        raise TypeError(f"{given} {need} (rnlib.data.to_float, y.long())")
     if x.ndim < 2 or x.numel() == 0 or y.shape != x.shape[:1]:
-        fix = (
-            "they must be (N, C, ...), one image as x[None], and (N,), one-hot rows as y.argmax(1); not empty"
-        )
-        raise ValueError(f"{given}: {fix}")
+        raise ValueError(f"{given} {need}, not empty")
     low, high = (v.item() for v in x.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
         fix = "normalisation belongs inside the model"

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rnlib.attacks import PGD, Attack, Pixels, check_kind, success
+from rnlib.attacks import PGD, Attack, Pixels, success
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, batches, test_order
 from rnlib.evaluate import measure
 from rnlib.norms import is_native
-from rnlib.statistics import evaluation_mode, frozen, logits_of, statistics_modes, use_statistics
+from rnlib.statistics import check_kind, evaluation_mode, frozen, logits_of, statistics_modes, use_statistics
 from rnlib.strongest import Budget, strongest
 
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")

@@ -10,7 +10,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import math
 import os
 import pickle
 import tarfile
@@ -360,7 +359,7 @@ def _pixels(name: str, content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode, deep = image.mode, ";16" in str(image.tile)
-            if image.has_transparency_data and image.convert("RGBA").getextrema()[3] != (255, 255):
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent in places: put it on a background")
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise ValueError("it has several frames: keep one")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnlib.attacks import Attack, check_kind
+from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
-from rnlib.statistics import evaluation_mode, logits_of, statistics_modes, use_statistics
+from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes, use_statistics
 
 
 @dataclass(frozen=True, eq=False)

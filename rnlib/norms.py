@@ -26,12 +26,10 @@ def leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Any]:
     """A forward that torch.fx records as a call of the layer, which thereby keeps its modes."""
 
     def recorded(self: nn.Module, x: Any) -> Any:
-        trace: Any = x.tracer if isinstance(x, Proxy) else None
-        return (
-            trace.create_proxy("call_module", trace.path_of_module(self), (x,), {})
-            if trace
-            else forward(self, x)
-        )
+        if not isinstance(x, Proxy):
+            return forward(self, x)
+        trace: Any = x.tracer
+        return trace.create_proxy("call_module", trace.path_of_module(self), (x,), {})
 
     return wraps(forward)(recorded)
 
@@ -43,8 +41,8 @@ class Norm(_BatchNorm):
     (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
 
     Tools that look for PyTorch's ``_BatchNorm`` find it: ``torch.optim.swa_utils.update_bn`` fills it. Those
-    that look for ``nn.BatchNorm2d``, fuse or rebuild layers want native ones, ``rnlib.convert_norms(model,
-    "torch_batch_norm")``; a tool that reads ``track_running_stats`` is told so by a ``RuntimeError``.
+    that look for ``nn.BatchNorm2d``, fuse layers, or rebuild them (``SyncBatchNorm``, which misses the
+    attribute ``track_running_stats``) want native ones: ``rnlib.convert_norms(model, "torch_batch_norm")``.
 
     Args:
         num_features: channels C of the (N, C, ...) input.
@@ -57,19 +55,15 @@ class Norm(_BatchNorm):
     names: tuple[str, str]
     shown: tuple[str, ...] = ("eps", "momentum", "statistics")  # in its repr
     num_batches_tracked: Tensor
-    __constants__: list[str] = []  # noqa: RUF012
-    _load_from_state_dict = nn.Module._load_from_state_dict
+    _load_from_state_dict = nn.Module._load_from_state_dict  # that of native layers knows other buffers
 
     def __init__(
         self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
     ) -> None:
         nn.Module.__init__(self)
-        if num_features < 1:
-            raise ValueError(f"num_features is {num_features}, it must be at least 1")
-        if eps < 0:
-            raise ValueError(f"eps is {eps}, it must be at least 0")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, it must lie in [0, 1], or be None for a plain average")
+        if num_features < 1 or eps < 0 or not 0 <= (momentum or 0) <= 1:
+            given = f"num_features is {num_features}, eps is {eps} and momentum is {momentum}"
+            raise ValueError(f"{given}: they must be at least 1, at least 0, and in [0, 1] or None")
         self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
         self.statistics, self.tracking = "tracked", True
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None  # type: ignore[assignment]
@@ -83,16 +77,6 @@ class Norm(_BatchNorm):
         """The two running statistics, each (C,), in the order of ``names``."""
         first, second = (getattr(self, f"running_{name}") for name in self.names)
         return first, second
-
-    @property
-    def filled(self) -> bool:
-        """Whether the running statistics are no longer those of a new layer; waits for the device."""
-        return not (self.running_statistics[1] == 1).all()
-
-    @property
-    def track_running_stats(self) -> bool:  # type: ignore[override]
-        fix = "it has .statistics and .tracking; rnlib.convert_norms(model, 'torch_batch_norm') makes native ones"
-        raise RuntimeError(f"a {type(self).__name__} is no native batch norm with track_running_stats: {fix}")
 
     def reset_running_stats(self) -> None:
         """Forget what was tracked: the state of a new layer."""

@@ -6,7 +6,7 @@ Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,10 +52,7 @@ def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
     """
     if statistics not in (*STATISTICS_MODES, "none"):
         raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
-    if statistics == "none":
-        yield model
-        return
-    with _switched(model, "statistics", statistics):
+    with nullcontext() if statistics == "none" else _switched(model, "statistics", statistics):
         warn_if_unfilled(model)
         yield model
 
@@ -63,17 +60,21 @@ def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
 def warn_if_unfilled(model: nn.Module) -> None:
     """Name in a warning the norms that use tracked statistics and have tracked nothing yet."""
     layers = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
-    if names := [name for name, layer in layers if layer.statistics == "tracked" and not layer.filled]:
-        fix = "train it, or call rnlib.recalibrate(model, images)"
-        what = f"tracked statistics of {len(names)} layers hold no average of any batch ({', '.join(names)})"
-        warnings.warn(f"{what}: {fix}", stacklevel=1)
+    used = [item for item in layers if item[1].statistics == "tracked"]
+    if names := ", ".join(name for name, layer in used if (layer.running_statistics[1] == 1).all()):
+        fix = "train the model, or call rnlib.recalibrate(model, images)"
+        warnings.warn(f"no batch has been averaged into tracked statistics of {names}: {fix}", stacklevel=1)
+
+
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """Raise TypeError unless value is an instance of kind; a class is never meant as one."""
+    if isinstance(value, type) or not isinstance(value, kind):
+        given = f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} is a {given}, it must be an instance of {kind}")
 
 
 def logits_of(answer: Any) -> Tensor:
-    """The logits in what a model answers: a tensor, or one that it holds as ``.logits``, "logits" or "out".
-
-    Raises TypeError for anything else.
-    """
+    """The logits in a model's answer: itself, its .logits, "logits" or "out"; TypeError without one."""
     named = answer if isinstance(answer, Mapping) else {"logits": getattr(answer, "logits", answer)}
     logits = named.get("logits", named.get("out"))
     if not isinstance(logits, Tensor):

@@ -333,7 +333,7 @@ MODEL = convnet()
         (MODEL, X, Y.tolist(), TypeError, "list"),
         (MODEL, X[:0], Y[:0], ValueError, "not empty"),
         (MODEL, X[:, 0, 0, 0], Y, ValueError, "shape"),
-        (MODEL, X, Y[:2], ValueError, r"\(4, 3, 6, 6\) and y .*\(2,\)"),
+        (MODEL, X, Y[:2], ValueError, r"\(4, 3, 6, 6\), y .*\(2,\)"),
         (MODEL, X, Y[:, None], ValueError, r"\(4, 1\)"),
         (MODEL, X * 2 - 0.5, Y, ValueError, r"\[0, 1\]"),
         (MODEL, X + 0.9, Y, ValueError, r"\[0, 1\]"),
