@@ -34,8 +34,8 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
-        mean, std = (v.tolist() if isinstance(v, Tensor) else v for v in (mean, std))
-        if not mean or len(mean) != len(std) or not min(std) > 0:
+        mean, std = (values.tolist() if hasattr(values, "tolist") else values for values in (mean, std))
+        if not mean or len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, std positive")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
