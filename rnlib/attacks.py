@@ -104,9 +104,8 @@ class Attack:
         """Craft adversarial versions of a batch: like x in all but values, which are in [0, 1]; detached.
 
         Args:
-            model: answers logits (N, classes), by itself or as ``.logits``. It is attacked in the mode it is
-                in, so in training mode with batch statistics and dropout, of which a warning tells. Nothing
-                of it changes: not its parameters, their requires_grad and .grad, its modes, its buffers.
+            model: answers logits (N, classes), or has them as ``.logits``. It is attacked in the mode it is
+                in, with a warning in training mode; its parameters, .grad, modes and buffers stay.
             x: floating-point images (N, C, ...) in [0, 1]; rounding errors of up to 1e-6 are clipped.
             y: integer labels (N,): the true ones, or the wanted ones where ``targeted``.
             generator: source of the attack's randomness; ``None`` is torch's global one, as for dropout.

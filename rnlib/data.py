@@ -54,8 +54,8 @@ Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), lab
 class Dataset:
     """One split of an image set.
 
-    images: uint8 (N, C, H, W), values 0 to 255. labels: integers (N,), kept as int64, indices into `classes`.
-    Both on the CPU, tensors or what becomes one. Raises ValueError where types or shapes differ from this.
+    images: uint8 (N, C, H, W), values 0 to 255. labels: integers (N,), indices into `classes`, kept as int64.
+    Both are tensors of the CPU or become one. Raises ValueError where types or shapes differ from this.
     """
 
     name: str
@@ -319,10 +319,7 @@ def read_tree(path: Path, split: str) -> Split:
 
 
 def decode(path: Path) -> tuple[dict[str, Split], str]:
-    """Every image below `path`, by split, and what was left out in words.
-
-    All are grey (1 channel) if every one is, else RGB (3 channels).
-    """
+    """Every image below `path` by split, grey if every one is, else RGB; and in words what was left out."""
     # By split, class, ... and what comes before; of a name that comes twice the last, as in unpacking.
     arrays: dict[tuple[tuple[str, ...], ...], np.ndarray] = {}
     left_out: list[str] = []

@@ -47,7 +47,7 @@ def _landscape(
     """
     check_batch(model, x, y, attacked=False)
     check_count("batch_size", batch_size)
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    batches = list(zip(x.split(batch_size), y.long().split(batch_size), strict=True))
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     base = [parameter.detach().clone() for parameter, _ in parameters]
 
@@ -60,11 +60,8 @@ def _landscape(
 
     def loss(*steps: tuple[float, list[Tensor]]) -> Tensor:
         move(*steps)
-        losses = [
-            F.cross_entropy(logits_of(model(images)), labels.long(), reduction="sum")
-            for images, labels in batches
-        ]
-        return torch.stack(losses).sum() / len(y)
+        losses = (F.cross_entropy(logits_of(model(x)), y, reduction="sum") for x, y in batches)
+        return torch.stack([*losses]).sum() / len(y)
 
     with evaluation_mode(model), use_statistics(model, statistics), borrowed(model, update_buffers=False):
         try:

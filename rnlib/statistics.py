@@ -6,7 +6,7 @@ Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
     for layer, _ in before:
         setattr(layer, attribute, value)
+    if attribute == "statistics":
+        warn_if_unfilled(model)
     try:
         yield model
     finally:
@@ -38,8 +40,7 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
             setattr(layer, attribute, old)
 
 
-@contextmanager
-def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
+def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[nn.Module]:
     """Within the block, all norms of the model use these statistics in evaluation mode.
 
     Args:
@@ -52,9 +53,7 @@ def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
     """
     if statistics not in (*STATISTICS_MODES, "none"):
         raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
-    with nullcontext() if statistics == "none" else _switched(model, "statistics", statistics):
-        warn_if_unfilled(model)
-        yield model
+    return nullcontext(model) if statistics == "none" else _switched(model, "statistics", statistics)
 
 
 def warn_if_unfilled(model: nn.Module) -> None:
@@ -83,15 +82,13 @@ def logits_of(answer: Any) -> Tensor:
     return logits
 
 
-@contextmanager
-def track(model: nn.Module, tracking: bool) -> Iterator[nn.Module]:
+def track(model: nn.Module, tracking: bool) -> AbstractContextManager[nn.Module]:
     """Within the block, training-mode forwards update the running statistics of the model's norms, or do not.
 
     Raises:
         ValueError: a native PyTorch batch norm in the model, which cannot be switched.
     """
-    with _switched(model, "tracking", tracking):
-        yield model
+    return _switched(model, "tracking", tracking)
 
 
 def statistics_modes(model: nn.Module) -> tuple[str, ...]:
