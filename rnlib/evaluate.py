@@ -1,6 +1,6 @@
 """Accuracy of one set of weights, clean and under attack, in each statistics mode, outcome by image."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
-from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
+from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes, use_statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,18 +63,21 @@ def measure(
         ValueError: no image, a targeted attack (the data set has no target classes), unknown statistics, or
             statistics other than ``"none"`` for native PyTorch batch norms.
     """
+    check_kind("model", model, nn.Module)
+    check_kind("dataset", dataset, Dataset)
+    check_kind("attack", attack, Callable | None)
     if not len(dataset):
         raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to measure")
     if getattr(attack, "targeted", False):
         raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
     correct, losses, distances = [], [], []
-    with use_statistics(model, statistics), evaluation_mode(model), _on(model, device):
+    with evaluation_mode(model), use_statistics(model, statistics), _on(model, device):
         for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
             original = x
             if attack is not None:
                 x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
             with torch.no_grad():
-                logits = model(x)
+                logits = logits_of(model(x))
             correct.append(logits.argmax(1) == y)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
             distances.append(torch.linalg.vector_norm((x - original).flatten(1), dim=1))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rnlib.attacks import check_batch, check_count, check_length
-from rnlib.statistics import borrowed, evaluation_mode, use_statistics
+from rnlib.statistics import borrowed, evaluation_mode, logits_of, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -45,9 +45,9 @@ def _landscape(
 
     The model is in evaluation mode, and afterwards bit for bit as it was.
     """
-    check_batch(model, x, y)
+    check_batch(model, x, y, attacked=False)
     check_count("batch_size", batch_size)
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    batches = list(zip(x.split(batch_size), y.long().split(batch_size), strict=True))
     parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     base = [parameter.detach().clone() for parameter, _ in parameters]
 
@@ -60,8 +60,8 @@ def _landscape(
 
     def loss(*steps: tuple[float, list[Tensor]]) -> Tensor:
         move(*steps)
-        losses = [F.cross_entropy(model(images), labels, reduction="sum") for images, labels in batches]
-        return torch.stack(losses).sum() / len(y)
+        losses = (F.cross_entropy(logits_of(model(x)), y, reduction="sum") for x, y in batches)
+        return torch.stack([*losses]).sum() / len(y)
 
     with evaluation_mode(model), use_statistics(model, statistics), borrowed(model, update_buffers=False):
         try:

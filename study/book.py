@@ -216,6 +216,17 @@ def render(source: Path, output: Path, *, show: Show) -> None:
     )
 
 
+def slim(output: Path) -> None:
+    """Leave out of a site what no page loads; the notebooks that readers download are without outputs."""
+    mathjax = output / "_static" / "mathjax"
+    unused = [path for path in mathjax.glob("*.js") if path.name != "tex-chtml.js"]
+    unused += [path for path in mathjax.glob("sre/mathmaps/*") if path.stem not in ("base", "en")]
+    for path in [*unused, *mathjax.glob("output/svg/**/*.js"), *output.glob("_static/**/*.map")]:
+        path.unlink()
+    for path in (output / "_sources").rglob("*.ipynb"):
+        shutil.copy(ROOT / "notebooks" / path.relative_to(output / "_sources"), path)
+
+
 def build(profile: str, *, jobs: int, train: bool) -> Path:
     """All stages; returns the front page."""
     executed, last = BUILD / "chapters" / Path(profile).stem, 3 + train
@@ -230,6 +241,7 @@ def build(profile: str, *, jobs: int, train: bool) -> Path:
         assemble(profile, executed=executed, source=BUILD / "source")
     with stage(f"[{last}/{last}] rendering") as show:
         render(BUILD / "source", BUILD / "html", show=show)
+        slim(BUILD / "html")
     return BUILD / "html" / "index.html"
 
 

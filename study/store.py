@@ -144,7 +144,7 @@ def _notes(directory: Path) -> dict[str, Any]:
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """One process at a time makes a file; others wait, and say for whom. The lock of a dead one is none."""
-    lock = path.with_name(f".{path.name}.lock")
+    lock = _lock(path)
     if path.parent.is_symlink():
         raise ValueError(
             f"{path.parent} is a link to another folder: put a folder there, or set RNLIB_RESULTS"
@@ -167,11 +167,22 @@ def alone(path: Path) -> Iterator[None]:
                 try:
                     yield
                 finally:
-                    lock.unlink()
+                    clear(path)
                 return
         finally:
             os.close(file)
     yield
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def clear(path: Path, *unfinished: Path) -> None:
+    """Remove what is of no use when a file is there: its lock, also of a dead process, and unfinished work."""
+    for file in (_lock(path), *unfinished):
+        with suppress(OSError):
+            file.unlink()
 
 
 def as_json(value: Any) -> Callable[[Path], Any]:

@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pandas as pd
 import torch
 from IPython.display import HTML, Markdown, display
 from matplotlib.figure import Figure
@@ -16,10 +15,11 @@ from torch.nn import functional as F
 
 import rnlib
 from study.networks import new_model, trained_model, training_settings
-from study.report import figures, results
+from study.report import dial, figures
 from study.report.pages import live as place
 from study.runs import ROOT, Run, make_run
 
+DATASET = "fashion-mnist-sample"
 TRAIN = ("live", "all", "none")
 KINDS: dict[str, dict[str, Any]] = {
     "30 epochs": {"experiment": "miniature"},
@@ -37,9 +37,13 @@ def check(train: str) -> None:
         raise ValueError(f"train is {train!r}, it must be one of {', '.join(TRAIN)}")
 
 
-def run(kind: str) -> Run:
-    """The run of the book that a kind of network is, the one of seed 0."""
-    return make_run("book", dataset="fashion-mnist-sample", seed=0, **KINDS[kind])
+def run(kind: str, profile: str) -> Run:
+    """The run that a kind of network is, of seed 0: of quick, or for all other profiles of the book."""
+    return make_run(_stored(profile), dataset=DATASET, seed=0, **KINDS[kind])
+
+
+def _stored(profile: str) -> str:
+    return profile if profile == "quick" else "book"
 
 
 def fit(
@@ -88,55 +92,42 @@ def _seconds_a_step(model: nn.Module, train_set: rnlib.Dataset, settings: rnlib.
     return best
 
 
-def stored(model: nn.Module, kind: str) -> HTML | Markdown:
-    """Give a model the stored weights of a kind of network, and show how that was trained."""
-    model.load_state_dict(trained_model(run(kind)).state_dict())
+def stored(model: nn.Module, profile: str) -> Markdown:
+    """Give a model the stored weights of the central network, and say so."""
+    model.load_state_dict(trained_model(run(CENTRAL, profile)).state_dict())
     return Markdown("The weights are stored ones; `-p train live` trains them here.")
 
 
-def others(train_set: rnlib.Dataset, train: str) -> dict[str, nn.Module]:
+def others(train_set: rnlib.Dataset, train: str, profile: str) -> dict[str, nn.Module]:
     """The other networks by what is other about them, trained here if ``train`` is all."""
     found = {}
     for kind in OTHERS:
+        one = run(kind, profile)
+        found[kind] = new_model(one) if train == "all" else trained_model(one)
         if train == "all":
-            found[kind] = new_model(run(kind))
-            rnlib.fit(found[kind], train_set, training_settings(run(kind)))
-            found[kind].eval()
-        else:
-            found[kind] = trained_model(run(kind))
+            rnlib.fit(found[kind], train_set, training_settings(one))
+        found[kind].eval()
     return found
 
 
-def table() -> pd.DataFrame:
-    """The stored measurement ``temperature`` of these kinds of networks, named in a column ``network``."""
-    rows = results.table("book", "temperature", sorted({kind["experiment"] for kind in KINDS.values()}))
-    names = {(of["experiment"], of.get("norm", "batch_norm")): kind for kind, of in KINDS.items()}
-    return rows.assign(network=[names[key] for key in zip(rows.experiment, rows.norm, strict=True)])
-
-
-def seeds() -> int:
-    """How many networks of the central kind have been measured."""
-    rows = table()
-    return int(rows[rows.network == CENTRAL].seed.nunique())
-
-
-def dial() -> Figure:
+def dial_figure(profile: str) -> Figure:
     """Accuracy under PGD against the factor on the outputs: a panel for each kind of network and loss."""
-    rows = table()
-    rows = rows[rows.loss.isin(["cross_entropy", "equal_weight"]) & rows.network.isin([*OTHERS[:3], CENTRAL])]
-    told = {"cross_entropy": "cross-entropy", "equal_weight": "equal weights"}
-    panels = [f"{one}, {told[loss]}" for one, loss in zip(rows.network, rows.loss, strict=True)]
-    return figures.lines(
-        rows.assign(panel=panels),
-        x="factor",
-        hue="statistics",
-        panel="panel",
-        xscale="log",
-        xlabel="outputs times",
-        ylabel="accuracy under PGD (%)",
+    rows = dial.curves(_stored(profile))
+    rows = rows[(rows.dataset == DATASET) & rows.loss.isin(["cross_entropy", "equal_weight"])]
+    of = rows.network.str.removeprefix("Fashion-MNIST: ")
+    rows = rows.assign(panel=of + ", " + rows.loss.map(lambda loss: figures.name(loss, "loss")))
+    how: dict[str, Any] = {"xscale": "log", "xlabel": "outputs times", "ylabel": dial.UNDER_PGD}
+    return figures.lines(rows, x="factor", hue="statistics", panel="panel", **how)
+
+
+def dial_seeds(profile: str) -> int:
+    """How many networks of the central kind have been measured."""
+    rows = dial.table(_stored(profile))
+    return int(
+        rows[(rows.experiment == KINDS[CENTRAL]["experiment"]) & (rows.norm == "batch_norm")].seed.nunique()
     )
 
 
 if __name__ == "__main__":  # draws the picture of the README
     figures.style()
-    dial().savefig(ROOT / "book" / "_static" / "dial.png", dpi=110)
+    dial_figure("book").savefig(ROOT / "book" / "_static" / "dial.png", dpi=110)

@@ -80,6 +80,7 @@ def train_run(
         with store.alone(run.directory / store.WEIGHTS), _in_memory(run):
             if not _is_trained(run):  # by another process, while this one waited
                 _train(run, model, settings, **how)
+    store.clear(run.directory / store.WEIGHTS, run.directory / store.CHECKPOINT)
     return store.read_table(run.directory / store.HISTORY)
 
 
@@ -121,7 +122,6 @@ def _train(
         found = {"epoch": diverged.epoch, "step": diverged.step, "message": str(diverged)}
         store.keep(folder / store.DIVERGED, store.as_json(found | {"provenance": origin}))
     keep_weights(nn.Module() if diverged else model, store.WEIGHTS)  # last, for it says that training is done
-    (folder / store.CHECKPOINT).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -155,11 +155,11 @@ def measure_run(
     if name not in MEASUREMENTS:
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
     path, device = run.directory / f"{name}.csv", chosen_device(device)
-    if (there := store.finished(run, path)) is not None:
-        return there
-    with store.alone(path), _in_memory(run):
-        if store.finished(run, path) is None:  # else another process made it, while this one waited
-            _measure(run, name, path, device, on_cell)
+    if store.finished(run, path) is None:
+        with store.alone(path), _in_memory(run):
+            if store.finished(run, path) is None:  # else another process made it, while this one waited
+                _measure(run, name, path, device, on_cell)
+    store.clear(path, run.directory / store.unfinished(name))
     return store.read_table(path)
 
 
@@ -192,7 +192,6 @@ def _measure(run: Run, name: str, path: Path, device: str, on_cell: Callable[[Ro
     if outcomes:
         store.keep(path.with_suffix(".npz"), store.pack(outcomes))
     store.keep_rows(path, [row for rows, _ in done.values() for row in rows])
-    unfinished.unlink(missing_ok=True)
 
 
 def _rows(found: Found, start: float) -> tuple[list[Row], Tensor | None]:

@@ -21,7 +21,7 @@ from study.report.comparison import LESS, OPPOSITE, SAME, Claim, Comparison, P, 
 from study.runs import HEADLINE, PROFILES
 
 REPRODUCED, PARTLY, NOT = "reproduced", "partly", "not reproduced"
-INCONCLUSIVE, UNTESTED = "inconclusive", "untested at this budget"
+INCONCLUSIVE, UNTESTED = "inconclusive", "not tested at this scale"
 WORDS = {"paper": (REPRODUCED, PARTLY, NOT), "beyond": ("supported", PARTLY, "not supported")}
 
 
@@ -32,7 +32,7 @@ class Part:
     claim: Claim
     training: str
     dataset: str
-    direction: str  # a word of WORDS, inconclusive, or untested at this budget
+    direction: str  # a word of WORDS, inconclusive, or UNTESTED
     comparisons: list[Comparison]  # the evidence, as far as there is any at the budget of the claim
     short: list[Comparison]  # what short trainings say of a claim that is judged at a matched budget
     wanted: int  # comparisons
@@ -103,8 +103,10 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
         said += f", exact p = {first.ours.p:.2g}" if first.ours.p is not None and first.ours.p >= P else ""
     else:
         same = sum(one.direction == SAME for one in comparisons)
-        said += f" on average ({first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in {same} of"
-        said += f" {wanted} cells" + (f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else "")
+        said += f" on average (cells from {first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in"
+        said += f" {same} of {wanted}" + (
+            f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else ""
+        )
     if not (theirs := [one.paper for one in comparisons if one.paper is not None]):
         return said
     said += f"; the paper's {first.signed(float(np.mean(theirs)))}"

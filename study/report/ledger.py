@@ -1,14 +1,16 @@
 """The ledger of claims as a notebook displays it: boxes of verdicts, what is behind them, lists."""
 
+import base64
 from collections import Counter
+from importlib import resources
 from math import isfinite
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
+from IPython.display import HTML, Markdown
 
-from study.report import rule
+from study.report import results, rule
 from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude
 from study.report.comparison import paper_agrees, read_claims
 from study.report.figures import name
@@ -26,10 +28,10 @@ NOISE = "Intervals of noise with batch statistics leave out the draw of the nois
 MAIN = [
     ("Removing the tracking gains 20 points", "table2-twenty", "natural", "strong-detached"),
     ("Tracking is the cause", None, "natural", None),
-    ("The gain is as large after adversarial training", "table2-twenty", "adversarial", "strong-detached"),
+    ("The gain is as large after adversarial training", "table2-twenty", "adversarial", None),
     ("A network without norm is more robust than BatchNorm", "table2-no-norm", "natural", None),
     ("RobustNorm is more accurate than untracked BatchNorm", "table3-clean", "natural", None),
-    ("RobustNorm is more robust", "fig2-best", "natural", "strong-robust-norm"),
+    ("RobustNorm is more robust", "fig2-best", "natural", None),
     ("All of this is general over networks and data sets", "table4-tracking", "natural", None),
     ("Minima are sharp without tracking, and flat with it", "fig9-sharp", "natural", None),
 ]
@@ -60,7 +62,9 @@ def _told(part: Part) -> str:
         epochs, steps = part.comparisons[0].epochs, part.comparisons[0].attack_steps
         attack = f" with {steps} steps of the attack" if part.training == "adversarial" else ""
         paper = f" ({PAPER[part.training]})" if part.claim.kind == "paper" else ""
-        told += f". After {epochs} epochs{attack}{paper}: {magnitude(part.comparisons, part.wanted)}"
+        seeds = min(one.ours.seeds for one in part.comparisons)
+        few = "" if seeds >= results.SEEDS else f", {('one network', 'two networks')[seeds - 1]}"
+        told += f". After {epochs} epochs{attack}{few}{paper}: {magnitude(part.comparisons, part.wanted)}"
         told += BUDGET[part.claim.budget]
     if part.short:
         shown = magnitude(part.short, part.wanted)
@@ -124,7 +128,7 @@ def yes_or_no(claim_id: str, profile: str, training: str) -> str:
     part = _parts(claim_id, profile, training)[0]
     known = (*WORDS[part.claim.kind], INCONCLUSIVE)
     words = dict(zip(known, ("yes", "in part", "no", "unclear"), strict=True))
-    return words.get(part.direction, "not tested at this budget")
+    return words.get(part.direction, UNTESTED)
 
 
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:
@@ -138,10 +142,9 @@ def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -
     return found[0].signed(float(np.mean(values)))
 
 
-def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
-    """Claims, named or all of a kind, with their verdicts, links to their tests, and how many are how."""
-    ids = claims or [claim.id for claim in read_claims().values() if claim.kind == kind]
-    found = [judge(claim_id, profile) for claim_id in ids]
+def table(profile: str, kind: str = "paper") -> Markdown:
+    """All claims of a kind with their verdicts, links to their tests, and how many are how."""
+    found = [judge(claim, profile) for claim in read_claims().values() if claim.kind == kind]
     counts = Counter(one.direction for one in found)
     tally = ", ".join(f"{counts[word]} {badge(word)}" for word in LOOK if counts[word])
     lines = [f"Of {len(found)} claims: {tally}.", "", "| Verdict | Claim | By part |", "|---|---|---|"]
@@ -152,6 +155,18 @@ def table(profile: str, *claims: str, kind: str = "paper") -> Markdown:
     chance = f"Each of {made} comparisons has a 95% interval of its own, with no correction for their number:"
     lines += ["", f"{chance} about {made / 20:.0f} would be clear by chance alone."]
     return Markdown("\n".join(lines))
+
+
+def sortable() -> HTML:
+    """Lets the reader sort and search the tables of the page, by DataTables, which comes with it."""
+    files = resources.files("itables") / "html"
+    script = base64.b64encode((files / "dt_bundle.js").read_bytes()).decode()
+    style = (files / "dt_bundle.css").read_text()
+    return HTML(
+        f"<style>{style}</style><script type='module'>"
+        f"import {{ jQuery as $ }} from 'data:text/javascript;base64,{script}';"
+        "$('main table').DataTable({paging: false, order: [], autoWidth: false});</script>"
+    )
 
 
 def main_claims(profile: str) -> Markdown:

@@ -39,7 +39,7 @@ def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any
     title = "What was measured" + ("" if experiment == HEADLINE else f" (experiment `{experiment}`)")
     text = [f":::{{admonition}} {title}", ":class: note dropdown", _measured(profile, rows)]
     if profile == "quick":
-        text.append("**The `quick` profile shows that the pipeline works and supports no verdict.**")
+        text.append("**The `quick` profile judges claims about the networks in miniature, and no others.**")
     if missing:
         listed = "; ".join(f"{table} of {_of(run)}" for run, table in missing)
         text.append(f"Pending, and shown nowhere below ({len(missing)}): {listed}. For example")
