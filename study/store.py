@@ -179,7 +179,7 @@ def _lock(path: Path) -> Path:
 
 
 def clear(path: Path, *unfinished: Path) -> None:
-    """Remove what is of no use when a file is there: its lock, also of a dead process, and unfinished work."""
+    """Remove what is of no use when a file is there: its lock, and unfinished work."""
     for file in (_lock(path), *unfinished):
         with suppress(OSError):
             file.unlink()
