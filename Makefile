@@ -5,6 +5,7 @@ PYTHON  ?= python3
 VENV    ?= .venv
 PROFILE ?= book
 JOBS    ?= 2
+FAULTS_SEED ?= 0
 
 # One thread a process: two processes of one thread do more work than one process of two.
 export OMP_NUM_THREADS ?= 1
@@ -36,7 +37,7 @@ test-fast: $(DEV)  ## the tests that take no time, for while you work
 	pytest --numprocesses $(JOBS) --dist loadgroup -m "not slow"
 
 faults: $(DEV)  ## kill, fill, corrupt and attack the programs; the counts go to results/faults.csv
-	FAULTS=all FAULTS_COUNTS=results/faults.csv pytest tests/faults tests/cluster --numprocesses $(JOBS)
+	FAULTS=all FAULTS_SEED=$(FAULTS_SEED) FAULTS_COUNTS=results/faults.csv pytest tests/faults tests/cluster --numprocesses $(JOBS)
 
 lint: $(DEV)  ## style and types
 	ruff check .

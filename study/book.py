@@ -32,11 +32,12 @@ from papermill.parameterize import parameterize_notebook
 from sphinx_external_toc.parsing import MalformedError, parse_toc_data
 
 from study import api_pages
+from study.plain import read_yaml
 from study.report import results
 from study.report.claims import judge_all
 from study.report.comparison import read_claims
 from study.report.ledger import anchor
-from study.runs import ROOT, read_profile, read_yaml
+from study.runs import ROOT, read_profile
 
 BUILD = ROOT / "_build"
 PACKAGES = ("rnlib", "torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "jupyter-book")

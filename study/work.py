@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import rnlib
 from rnlib import Dataset, Training, TrainingDiverged, fit, statistics_modes
 from rnlib.files import read_tensors, write_tensors
-from study import store
+from study import store, whole
 from study.experiments import EVERY_NORM, MEASUREMENTS
 from study.experiments.subject import Found, Subject
 from study.networks import new_model, test_set, trained_model, training_set, training_settings
@@ -77,10 +77,10 @@ def train_run(
     how: dict[str, Any] = {"device": chosen_device(device), "on_epoch": on_epoch, "on_step": on_step}
     model, settings = new_model(run), training_settings(run)
     if not _is_trained(run):
-        with store.alone(run.directory / store.WEIGHTS), _in_memory(run):
+        with whole.alone(run.directory / store.WEIGHTS), _in_memory(run):
             if not _is_trained(run):  # by another process, while this one waited
                 _train(run, model, settings, **how)
-    store.clear(run.directory / store.WEIGHTS, run.directory / store.CHECKPOINT)
+    whole.clear(run.directory / store.WEIGHTS, run.directory / store.CHECKPOINT)
     return store.read_table(run.directory / store.HISTORY)
 
 
@@ -156,10 +156,10 @@ def measure_run(
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
     path, device = run.directory / f"{name}.csv", chosen_device(device)
     if store.finished(run, path) is None:
-        with store.alone(path), _in_memory(run):
+        with whole.alone(path), _in_memory(run):
             if store.finished(run, path) is None:  # else another process made it, while this one waited
                 _measure(run, name, path, device, on_cell)
-    store.clear(path, run.directory / store.unfinished(name))
+    whole.clear(path, run.directory / store.unfinished(name))
     return store.read_table(path)
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from study.plain import read_yaml
 from study.report import results
 from study.report.figures import name
-from study.runs import HEADLINE, ROOT, TRAININGS, read_yaml
+from study.runs import HEADLINE, ROOT, TRAININGS
 
 # What a word of a claim means in points, and how sure a direction is: these thresholds are ours.
 LEAST: dict[str | None, float] = {None: 0.0, "large": 10.0, "about twenty": 15.0}

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from rnlib import data, load
-from study import runs, store
+from study import plain, store, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 CASES = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
@@ -184,8 +184,8 @@ GUARDS = {
     "checksums of checkpoints": lambda: setattr(zipfile.ZipFile, "testzip", lambda self: None),
     "tensors only": lambda: setattr(torch, "load", _anything),
     "whole files": _whole_files_off,
-    "one writer": lambda: setattr(store, "alone", lambda path: nullcontext()),
-    "no number that is none": lambda: setattr(runs.math, "isfinite", lambda value: True),
+    "one writer": lambda: setattr(whole, "alone", lambda path: nullcontext()),
+    "no number that is none": lambda: setattr(plain.math, "isfinite", lambda value: True),
     "small images": lambda: setattr(data, "LARGEST", 1 << 40),
 }
 if broken := os.environ.get("FAULTS_BREAK"):

@@ -10,7 +10,7 @@ import time
 import pytest
 from harness import NEEDS, PROFILE, ROOT, content, ended, smaller, started
 
-from study import store, work
+from study import store, whole, work
 from study.runs import make_run, tables
 
 
@@ -60,7 +60,7 @@ def test_the_second_waits_and_says_for_whom(tmp_path, monkeypatch, capsys):
 
 def test_the_lock_of_a_dead_process_is_none(tmp_path):
     (tmp_path / ".x.csv.lock").write_text("process 1 on another host since yesterday")
-    with store.alone(tmp_path / "x.csv"):
+    with whole.alone(tmp_path / "x.csv"):
         assert f"process {os.getpid()} on " in (tmp_path / ".x.csv.lock").read_text()
     assert not (tmp_path / ".x.csv.lock").exists()
 

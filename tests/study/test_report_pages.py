@@ -74,7 +74,7 @@ def test_the_command_of_a_run_makes_that_run(table, worker):
 
 def test_a_run_that_diverged_is_said_and_not_pending():
     run = make_run("book", experiment="three_epochs", norm="tracked_norm", training="natural", seed=0)
-    store.write(run.directory / store.DIVERGED, store.as_json({"epoch": 1}))
+    store.keep(run.directory / store.DIVERGED, store.as_json({"epoch": 1}))
     text = pages.setting("book", experiment="three_epochs", norm="tracked_norm").data
     assert "nothing to measure: trained with tracked values, natural, seed 0" in text
     assert "Pending" not in text

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study import store
+from study import store, whole
 from study.runs import ROOT, make_run
 
 PROFILE = str(Path(__file__).with_name("tiny.yml"))
@@ -43,7 +43,7 @@ def test_a_file_is_never_half_written(tmp_path):
         file.write_text("half")
         raise OSError("disk full")
 
-    for write in (store.write, store.keep):
+    for write in (whole.write, store.keep):
         with pytest.raises(OSError, match="disk full"):
             write(path, fails)
         with pytest.raises(TypeError):
@@ -59,7 +59,7 @@ def test_files_have_the_rights_of_new_files_whoever_writes_them(tmp_path):
 
     before = os.umask(0o027)
     try:
-        store.write(tmp_path / "x", secret)
+        whole.write(tmp_path / "x", secret)
         assert os.umask(0o027) == 0o027
     finally:
         os.umask(before)
