@@ -75,7 +75,8 @@ def train_run(
     folder that holds a run with other settings.
     """
     how: dict[str, Any] = {"device": chosen_device(device), "on_epoch": on_epoch, "on_step": on_step}
-    model, settings = new_model(run), training_settings(run)
+    with _in_memory(run):
+        model, settings = new_model(run), training_settings(run)
     if not _is_trained(run):
         with whole.alone(run.directory / store.WEIGHTS), _in_memory(run):
             if not _is_trained(run):  # by another process, while this one waited

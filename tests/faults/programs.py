@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch._dynamo  # which an optimiser imports at its first step: here once for all processes
 from harness import PROFILE, small, smaller
+from safetensors.torch import save_file
 
 from rnlib import strongest
-from rnlib.files import write_tensors
 from rnlib.strongest import Budget
 from study import work
 from study.networks import test_set, trained_model
@@ -57,6 +57,6 @@ def program(name, folder, *moment):
         found = strongest(
             trained_model(RUN), x, y, 0.1, budget=budget, progress=True, generator=chance, checkpoint=path
         )
-        write_tensors(Path(folder) / "found.pt", found.images)
+        save_file({"images": found.images.contiguous()}, Path(folder) / "found.safetensors")
     else:
         work.measure_run(RUN, name)

@@ -88,7 +88,7 @@ def test_memory_of_a_gpu_that_does_not_suffice(tmp_path, monkeypatch):
     assert not [*run.directory.glob(".*")]
     work.train_run(run)
     with monkeypatch.context() as patch:
-        patch.setattr("study.experiments.evaluations.measure", full)
+        patch.setitem(work.MEASUREMENTS, "evaluations", lambda subject: iter([({"attack": "clean"}, full)]))
         refusal(lambda: work.measure_run(run, "evaluations"), run.name, "lower batch_size", kinds=MemoryError)
     assert len(work.measure_run(run, "evaluations")) == 8
 
