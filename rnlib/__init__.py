@@ -17,7 +17,7 @@ from rnlib.audit import Audit, BatchDependence, Robustness, audit_batch_dependen
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
-from rnlib.models import Normalize, resnet, vgg
+from rnlib.models import Normalize, pretrained, resnet, vgg
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm
 from rnlib.other_norms import make_norm
 from rnlib.statistics import (
@@ -83,6 +83,7 @@ __all__ = [
     "measure",
     "paper_eps",
     "paper_suite",
+    "pretrained",
     "recalibrate",
     "resnet",
     "statistics_modes",
