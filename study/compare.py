@@ -1,9 +1,9 @@
 """Sets a rerun beside the published results: ``python -m study.compare results/quick``.
 
-Runs are matched by names of folders, rows by what was measured, images by their place in order.
-A difference is allowed what seeds and images leave open, at 95%: of 100 rows that differ by chance alone, five
-are called otherwise. How far two trainings lie apart is taken from the seeds of the same training where there
-are three, else from all trainings for the same row, else from all rows. Of the same weights, images are left.
+Runs are matched by names of folders, rows by what was measured, images by their place in order. A difference
+is allowed what seeds and images leave open, at 95%: of 100 rows that differ by chance alone, five are called
+otherwise. How far two trainings lie apart is taken from the seeds of the same training where there are three,
+else from all trainings for the same row, else from all rows. Of the same weights, images are left.
 """
 
 import argparse
