@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed
+from rnlib.statistics import borrowed, wide
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -29,12 +29,12 @@ def gaps(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def equal_weight(logits: Tensor, y: Tensor) -> Tensor:
-    """The log-odds against y, float64 (N,), with the gradient of the cross-entropy divided by its length.
+    """The log-odds against y, (N,), with the gradient of the cross-entropy divided by its length.
 
     That gradient is (1 - p) (q - e_y), p the probability of y, q the softmax of the others: a sum over images
     does not hear those with p near 1. Here it is (q - e_y) / ||q - e_y||_2, the length a constant, for any p.
     """
-    others = gaps(logits.double(), y)
+    others = gaps(wide(logits), y)
     odds, q = others.logsumexp(1), others.detach().softmax(1)
     return torch.lerp(odds.detach(), odds, (1 + q.square().sum(1)).rsqrt())  # value of odds, a scaled slope
 

@@ -16,7 +16,7 @@ from rnlib.convert import convert_norms
 from rnlib.data import Dataset, test_order
 from rnlib.evaluate import Images, measure, stream
 from rnlib.statistics import evaluation_mode, frozen, statistics_modes, use_statistics
-from rnlib.strongest import Budget, strongest
+from rnlib.strongest import Budget, percent, strongest
 
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")
 
@@ -125,8 +125,8 @@ def audit_batch_dependence(
         reference = _probabilities(model, dataset, orders["mixed"], mode, max(batch_sizes), device)
         for composition, size in product(COMPOSITIONS, batch_sizes):
             here = _probabilities(model, dataset, orders[composition], mode, size, device)
-            accuracy = _percent(here.argmax(1) == dataset.labels)
-            changed = _percent(here.argmax(1) != reference.argmax(1))
+            accuracy = percent(here.argmax(1) == dataset.labels)
+            changed = percent(here.argmax(1) != reference.argmax(1))
             moved, robust = (here - reference).abs().sum(1).mean().item() / 2, None
             if attack is not None:
                 arranged, how = (
@@ -134,7 +134,7 @@ def audit_batch_dependence(
                     dict[str, Any](statistics=mode, seed=seed),
                 )
                 correct, _, _ = measure(model, arranged, attack, batch_size=size, device=device, **how)
-                robust = _percent(correct)
+                robust = percent(correct)
             records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
             cells.set_postfix_str(f"{mode}, {composition}: {accuracy:.1f}% correct")
             cells.update()
@@ -164,7 +164,7 @@ def audit_batch_dependence(
             bar.set_postfix_str(f"PGD {usual:.1f}%, strongest {worst:.1f}%")
     left = {name: torch.cat(parts, 1) for name, parts in hits.items()}
     robustness = [
-        Robustness(name, *map(_percent, one), *map(_interval, (left[mode] - one)[:2]))  # type: ignore[arg-type]
+        Robustness(name, *map(percent, one), *map(_interval, (left[mode] - one)[:2]))  # type: ignore[arg-type]
         for name, one in left.items()
     ]
     first = robustness[0]
@@ -187,7 +187,7 @@ def _interval(values: Tensor) -> Interval:
     """The mean of values (n,) in percent, and its 95% interval by bootstrap."""
     chosen = torch.randint(len(values), (2000, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = 100 * values[chosen].mean(1).quantile(torch.tensor([0.025, 0.975]))
-    return _percent(values), low.item(), high.item()
+    return percent(values), low.item(), high.item()
 
 
 def gathered(images: Images) -> Dataset:
@@ -207,7 +207,3 @@ def _probabilities(
     with evaluation_mode(model), use_statistics(model, mode):
         found = torch.cat([model(x) for x, _ in given]).cpu()
     return torch.empty_like(found).index_copy_(0, order, found).softmax(1)
-
-
-def _percent(outcome: Tensor) -> float:
-    return 100 * outcome.float().mean().item()

@@ -87,11 +87,13 @@ def strongest(
     plan = _plan(model, x, eps, BUDGETS[budget] if isinstance(budget, str) else budget, sources or {})
     cost = sum(entry[2] for entry in plan.values()), sum(entry[3] for entry in plan.values())
     seed = torch.randint(2**40, (1,), generator=generator, device=generator.device if generator else None)
-    what = hashlib.sha256(repr([(name, attack) for name, (_, attack, *_) in plan.items()]).encode())
-    for tensor in (x, y, *model.state_dict().values()):
-        what.update(tensor.cpu().double().numpy().tobytes())
-    done: dict[str, Any] = {"of": what.hexdigest(), "seed": int(seed), "images": {}}
+    done: dict[str, Any] = {"seed": int(seed), "images": {}}
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        what = hashlib.sha256(repr([(name, attack) for name, (_, attack, *_) in plan.items()]).encode())
+        for tensor in (x, y, *model.state_dict().values()):
+            what.update(tensor.cpu().double().numpy().tobytes())
+        done["of"] = what.hexdigest()
     if path is not None and path.exists():
         there = torch.load(path, map_location=x.device, weights_only=True)
         if there["of"] != done["of"]:
@@ -109,8 +111,8 @@ def strongest(
                     torch.save(done, temporary := path.with_name(f"{path.name}.{os.getpid()}.tmp"))
                     os.replace(temporary, path)
             judged[name] = task.score(images[name])
-            least = min(float((~fooled).double().mean()) for fooled, _ in judged.values()) if progress else 0
-            bar.set_postfix_str(f"{100 * least:.1f}% correct")
+            least = min(percent(~fooled) for fooled, _ in judged.values()) if progress else 0
+            bar.set_postfix_str(f"{least:.1f}% correct")
         winner = max(judged, key=lambda name: rank(*judged[name]).item())
         best, (fooled, _) = images[winner], judged[winner]
         most = torch.stack([margin for _, margin in judged.values()]).argmax(0)
@@ -121,8 +123,13 @@ def strongest(
         for assembled, found in zip(together, again, strict=True):
             if found[0].sum() > fooled.sum():
                 winner, best, fooled, judged["assembled"] = "assembled", assembled, found[0], found
-    accuracies = {name: 100 - 100 * found[0].double().mean().item() for name, found in judged.items()}
+    accuracies = {name: percent(~found[0]) for name, found in judged.items()}
     return Strongest(best, ~fooled, ~lost, ~again[0][0], winner, accuracies, cost)
+
+
+def percent(right: Tensor) -> float:
+    """How many of all (n,)."""
+    return 100 * int(right.sum()) / len(right)
 
 
 Plan = dict[str, tuple[nn.Module, Attack, int, int]]
