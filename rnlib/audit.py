@@ -113,7 +113,7 @@ def audit_batch_dependence(
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes is {tuple(batch_sizes)}, it must name sizes of at least 1")
-    dataset = gathered(dataset)
+    dataset = _gathered(dataset)
     model = copy.deepcopy(model).to(device)
     if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         model = convert_norms(model, "batch_norm", native_only=True)
@@ -129,12 +129,9 @@ def audit_batch_dependence(
             changed = percent(here.argmax(1) != reference.argmax(1))
             moved, robust = (here - reference).abs().sum(1).mean().item() / 2, None
             if attack is not None:
-                arranged, how = (
-                    dataset.subset(orders[composition]),
-                    dict[str, Any](statistics=mode, seed=seed),
-                )
-                correct, _, _ = measure(model, arranged, attack, batch_size=size, device=device, **how)
-                robust = percent(correct)
+                arranged = dataset.subset(orders[composition])
+                how = dict[str, Any](statistics=mode, batch_size=size, seed=seed, device=device)
+                robust = percent(measure(model, arranged, attack, **how)[0])
             records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
             cells.set_postfix_str(f"{mode}, {composition}: {accuracy:.1f}% correct")
             cells.update()
@@ -190,12 +187,12 @@ def _interval(values: Tensor) -> Interval:
     return percent(values), low.item(), high.item()
 
 
-def gathered(images: Images) -> Dataset:
-    """All images and labels in memory, as one data set of rnlib; raises as :func:`rnlib.measure`."""
-    if isinstance(images, Dataset):
+def _gathered(images: Images) -> Dataset:
+    """All images and labels in memory, as one data set of rnlib."""
+    if isinstance(images, Dataset) and len(images):
         return images
-    parts = [*zip(*stream(images, 100)[0], strict=True)]
-    return Dataset("images", torch.cat(parts[0]), torch.cat(parts[1]), ())
+    x, y = zip(*stream(images, 100)[0], strict=True)
+    return Dataset("images", torch.cat(x), torch.cat(y), ())
 
 
 @torch.no_grad()

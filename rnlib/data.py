@@ -42,7 +42,6 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     **dict.fromkeys(("fashion-mnist", "fashion-mnist-sample"), _FASHION_MNIST),
 }
 SPLITS = ("train", "test")
-ROUNDING = 1e-6  # how far a resized image may leave [0, 1]
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 COMPRESSED = (".xz", ".gz", "")  # of IDX files
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -69,7 +68,7 @@ class Dataset:
         if not (floating or images.dtype == torch.uint8) or images.ndim != 4:
             got = f"{images.dtype} {tuple(images.shape)}"
             raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), got {got}")
-        if floating and not bool(((images >= -ROUNDING) & (images <= 1 + ROUNDING)).all()):
+        if floating and not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # but for rounding
             fix = "divide by 255, or normalise in the model: nn.Sequential(rnlib.Normalize(mean, std), model)"
             got = "[{:.3g}, {:.3g}]".format(*images.aminmax())
             raise ValueError(f"images have values in {got}, they must lie in [0, 1]; {fix}")
@@ -79,6 +78,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """An image, float32 in [0, 1], and its label, as a DataLoader asks for them."""
+        return to_float(self.images[index]), self.labels[index]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,9 +124,7 @@ def load(
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 0 to 255, or numbers in [0, 1] but for rounding -> float32 in [0, 1], same memory format."""
-    if images.is_floating_point():
-        return images.float().clamp(0, 1)
-    return images.to(torch.float32).div_(255)
+    return images.float().clamp(0, 1) if images.is_floating_point() else images.float().div_(255)
 
 
 def test_order(n: int, seed: int = 0) -> Tensor:  # noqa: PT028

@@ -61,6 +61,7 @@ def stream(
     loader = DataLoader(images, batch_size) if isinstance(images, TorchDataset) else images
 
     def checked() -> Iterator[tuple[Tensor, Tensor]]:
+        index = -1
         for index, batch in enumerate(loader):
             kinds = [type(part) for part in batch] if isinstance(batch, tuple | list) else [type(batch)]
             if kinds != [Tensor, Tensor] or batch[1].is_floating_point():
@@ -69,6 +70,8 @@ def stream(
                 raise TypeError(f"batch {index} holds {got}; it must be images and whole labels: {fix}")
             part = Dataset(f"batch {index}", batch[0], batch[1].long(), ())
             yield from batches(part, max(1, len(part)), device=device)
+        if index < 0:
+            raise ValueError("there is no batch to measure: an iterator that was read to its end is empty")
 
     return checked(), length_hint(loader)
 
@@ -130,8 +133,6 @@ def measure(
             distances.append(torch.linalg.vector_norm((x - original).flatten(1), dim=1))
             if progress:
                 bar.set_postfix_str(f"{100 * torch.cat(correct).float().mean():.1f}% correct")
-        if not correct:
-            raise ValueError("the loader gave no batch: an iterator that was read to its end is empty")
         outcome = torch.cat(correct).cpu()
         return outcome, torch.stack(losses).sum().item() / len(outcome), torch.cat(distances).cpu()
 

@@ -50,11 +50,22 @@ class Stream(IterableDataset):
         Stream(),
         DataLoader(TensorDataset(FLOAT, DATA.labels), batch_size=10),
         DataLoader(Stream(), batch_size=10),
+        DataLoader(DATA, batch_size=10),
         [*zip(FLOAT.split(10), DATA.labels.split(10), strict=True)],
         (FLOAT, DATA.labels),
         (FLOAT.double(), DATA.labels),
     ],
-    ids=["data set", "uint8", "iterable", "loader", "iterable's loader", "list", "tensors", "float64"],
+    ids=[
+        "data set",
+        "uint8",
+        "iterable",
+        "loader",
+        "iterable's loader",
+        "our set's loader",
+        "list",
+        "tensors",
+        "float64",
+    ],
 )
 def test_what_holds_the_same_batches_gives_the_same_answers(given):
     correct, loss, distance = rnlib.measure(Colours(), given, ATTACK, statistics="batch", batch_size=10)
