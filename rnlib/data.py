@@ -42,6 +42,7 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     **dict.fromkeys(("fashion-mnist", "fashion-mnist-sample"), _FASHION_MNIST),
 }
 SPLITS = ("train", "test")
+ROUNDING = 1e-6  # how far a resized image may leave [0, 1]
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 COMPRESSED = (".xz", ".gz", "")  # of IDX files
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -54,8 +55,8 @@ Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), lab
 class Dataset:
     """One split of an image set.
 
-    images: uint8 (N, C, H, W), values 0 to 255. labels: int64 (N,), indices into `classes`. Both on the CPU.
-    Raises ValueError where types or shapes differ from this.
+    images: (N, C, H, W), uint8 0 to 255 or floating-point in [0, 1]. labels: int64 (N,), indices into
+    `classes`. Both on the CPU. Raises ValueError where types, shapes or values differ from this.
     """
 
     name: str
@@ -64,9 +65,14 @@ class Dataset:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
-            shape = tuple(self.images.shape)
-            raise ValueError(f"images must be uint8 (N, C, H, W), got {self.images.dtype} {shape}")
+        images, floating = self.images, self.images.is_floating_point()
+        if not (floating or images.dtype == torch.uint8) or images.ndim != 4:
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), got {got}")
+        if floating and not bool(((images >= -ROUNDING) & (images <= 1 + ROUNDING)).all()):
+            fix = "divide by 255, or normalise in the model: nn.Sequential(rnlib.Normalize(mean, std), model)"
+            got = "[{:.3g}, {:.3g}]".format(*images.aminmax())
+            raise ValueError(f"images have values in {got}, they must lie in [0, 1]; {fix}")
         if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
             shape = tuple(self.labels.shape)
             raise ValueError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {shape}")
@@ -114,7 +120,9 @@ def load(
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0 to 255 -> float32 in [0, 1], same shape and memory format."""
+    """uint8 0 to 255, or numbers in [0, 1] but for rounding -> float32 in [0, 1], same memory format."""
+    if images.is_floating_point():
+        return images.float().clamp(0, 1)
     return images.to(torch.float32).div_(255)
 
 
