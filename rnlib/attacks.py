@@ -1,11 +1,12 @@
 """Attacks on image classifiers, each a frozen dataclass that is called as ``x_adv = attack(model, x, y)``.
 
 The loss is summed over the batch and fooled images stay in it: under batch statistics the images attack
-together, and best versions of images (restarts, Carlini-Wagner) form a batch with statistics other than those
-that they were chosen under: judge the returned batch as a whole, as :func:`success` does.
+together, and best versions of images (restarts, Carlini-Wagner) form a batch with other statistics than they
+were chosen under: judge the returned batch as a whole, as :func:`success` does.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed, wide
+from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled, wide
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -53,12 +54,12 @@ class Task:
     """What an attack asks of the model about one batch. Larger is better for the attacker, targeted too."""
 
     def __init__(self, model: nn.Module, y: Tensor, classes: int, loss: str, targeted: bool):
-        self.model, self.y, self.classes = model, y, max(2, classes)
+        self.model, self.y, self.classes = model, y.long(), max(2, classes)
         self.per_image, self.sign = LOSSES[loss], -1 if targeted else 1
 
     def logits(self, x: Tensor) -> Tensor:
         """The model's answer (N, classes), checked without waiting for the device."""
-        logits, n, least = self.model(x), len(self.y), self.classes
+        logits, n, least = logits_of(self.model(x)), len(self.y), self.classes
         if logits.ndim != 2 or len(logits) != n or logits.shape[1] < least:
             need = f"{n} images with labels up to {least - 1} need ({n}, >= {least})"
             raise ValueError(f"the model's answer has shape {tuple(logits.shape)}, but {need}")
@@ -103,10 +104,10 @@ class Attack:
         """Craft adversarial versions of a batch: like x in all but values, which are in [0, 1]; detached.
 
         Args:
-            model: answers logits (N, classes). It is attacked in the mode it is in and nothing of it changes:
-                not its parameters, their requires_grad and .grad, its train and eval flags, its buffers.
-            x: floating-point images (N, C, ...) in [0, 1].
-            y: int64 labels (N,): the true ones, or the wanted ones where ``targeted``.
+            model: answers logits (N, classes), or has them as ``.logits``. It is attacked in the mode it is
+                in, with a warning in training mode; its parameters, .grad, modes and buffers stay.
+            x: floating-point images (N, C, ...) in [0, 1]; rounding errors of up to 1e-6 are clipped.
+            y: integer labels (N,): the true ones, or the wanted ones where ``targeted``.
             generator: source of the attack's randomness; ``None`` is torch's global one, as for dropout.
             update_buffers: a model in training mode tracks statistics after all, as in the released code.
             checked: do not look for unusable images and labels, as looking at values waits for the device.
@@ -117,7 +118,7 @@ class Attack:
         # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
         with torch.inference_mode(False), torch.enable_grad(), borrowed(model, update_buffers):
             task = Task(model, y.to(x.device, copy=True), classes, self.loss, self.targeted)
-            return self._perturb(task, x.detach().clone(), generator).detach()
+            return self._perturb(task, x.detach().clamp(0, 1), generator).detach()
 
     def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} does not define _perturb")
@@ -127,7 +128,7 @@ def success(model: nn.Module, x_adv: Tensor, y: Tensor, targeted: bool = False) 
     """Whether the model, left as it is, does not answer y, or does where ``targeted``: bool (N,)."""
     check_batch(model, x_adv, y)
     with torch.no_grad(), borrowed(model):
-        return model(x_adv).argmax(1).eq(y) == targeted
+        return logits_of(model(x_adv)).argmax(1).eq(y) == targeted
 
 
 class Ball:
@@ -385,10 +386,9 @@ def check_pixels(name: str, value: Pixels) -> None:
 
 def check_count(name: str, value: int) -> None:
     """Raise unless value is an int >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, it must be an int")
-    if value < 1:
-        raise ValueError(f"{name} is {value}, it must be at least 1")
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        kind = ValueError if type(value) is int else TypeError
+        raise kind(f"{name} is {value!r}, it must be an int of at least 1")
 
 
 def check_length(name: str, value: float, *, zero: bool = False) -> None:
@@ -397,21 +397,24 @@ def check_length(name: str, value: float, *, zero: bool = False) -> None:
         raise ValueError(f"{name} is {value}, it must be finite and {'at least' if zero else 'above'} 0")
 
 
-def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> int:
+def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True) -> int:
     """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
     for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}, it must be a torch {kind.__name__}")
-    if not x.is_floating_point() or y.dtype != torch.int64:
-        fix = "they must be floating point (rnlib.data.to_float) and torch.int64 (y.long())"
-        raise TypeError(f"x is {x.dtype} and y is {y.dtype}, {fix}")
+        check_kind(name, value, kind)
+    given = f"x is {x.dtype} of shape {tuple(x.shape)}, y {y.dtype} of {tuple(y.shape)}; they must be"
+    need = "floating point (N, C, ...), one image as x[None], and integers (N,), of one-hot rows y.argmax(1)"
+    if not x.is_floating_point() or y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"{given} {need} (rnlib.data.to_float, y.long())")
     if x.ndim < 2 or x.numel() == 0 or y.shape != x.shape[:1]:
-        fix = "they must be (N, C, ...) and (N,), not empty"
-        raise ValueError(f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}, {fix}")
+        raise ValueError(f"{given} {need}, not empty")
     low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= 0 and high <= 1):  # written so that NaN fails too
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
         fix = "normalisation belongs inside the model"
         raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: {fix}")
     if y.min() < 0:
         raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
+    if attacked and any(layer.training for layer in model.modules()):
+        warnings.warn(f"the {type(model).__name__} is attacked in training mode: model.eval()", stacklevel=1)
+    if attacked:
+        warn_if_unfilled(model)
     return int(y.max()) + 1

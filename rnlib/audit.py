@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from rnlib.attacks import PGD, Attack, Pixels, success
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, test_order
 from rnlib.evaluate import Images, measure, stream
-from rnlib.statistics import evaluation_mode, frozen, statistics_modes, use_statistics
+from rnlib.norms import is_native
+from rnlib.statistics import check_kind, evaluation_mode, frozen, logits_of, statistics_modes, use_statistics
 from rnlib.strongest import Budget, percent, strongest
 
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")
@@ -111,11 +111,12 @@ def audit_batch_dependence(
     Raises:
         TypeError, ValueError: as :func:`rnlib.measure`; no batch size or one below 1.
     """
+    check_kind("model", model, nn.Module)
     if not batch_sizes or min(batch_sizes) < 1:
         raise ValueError(f"batch_sizes is {tuple(batch_sizes)}, it must name sizes of at least 1")
     dataset = _gathered(dataset)
     model = copy.deepcopy(model).to(device)
-    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+    if any(map(is_native, model.modules())):
         model = convert_norms(model, "batch_norm", native_only=True)
     orders = {"mixed": test_order(len(dataset), seed), "reshuffled": test_order(len(dataset), seed + 1)}
     orders["sorted"] = dataset.labels.argsort(stable=True)
@@ -202,5 +203,5 @@ def _probabilities(
     """Softmax (N, classes) in the order of the data set, from batches taken in the given order."""
     given, _ = stream(dataset.subset(order), batch_size, device)
     with evaluation_mode(model), use_statistics(model, mode):
-        found = torch.cat([model(x) for x, _ in given]).cpu()
+        found = torch.cat([logits_of(model(x)) for x, _ in given]).cpu()
     return torch.empty_like(found).index_copy_(0, order, found).softmax(1)

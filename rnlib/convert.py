@@ -1,16 +1,19 @@
 """Exchanging the batch norms of any PyTorch model."""
 
+import copy
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import MakeNorm, NoNorm, Norm
+from rnlib.norms import MakeNorm, NoNorm, Norm, is_native
 from rnlib.other_norms import NORMS, WeightNorm, make_norm
 
 NATIVE = "torch_batch_norm"
-_NATIVE_CLASS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_NATIVE_CLASS: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_KNOWN = (*_NATIVE_CLASS.values(), nn.SyncBatchNorm)
 
 
 def convert_norms(
@@ -19,13 +22,16 @@ def convert_norms(
     """Replace every batch norm (native 1d, 2d, 3d, or a norm of rnlib) of a model by another norm.
 
     The model is changed in place and returned; a model that is itself a norm is returned as a new layer. On
-    an error the model is as it was. A layer used in two places stays shared.
+    an error the model is as it was. A layer used in two places stays shared. A subclass of a native norm with
+    layers ``drop`` and ``act``, as timm has, becomes the norm followed by these.
 
-    Scale and shift, momentum, eps, device, dtype, training mode and ``requires_grad`` carry over wherever the
-    new layer has them. Running statistics carry over when both layers track the same quantity (the mean
-    between BatchNorm and RobustNorm, the variance between batch norms); the others start anew, and
-    :func:`rnlib.recalibrate` fills them from data. A native layer without running statistics
-    (``track_running_stats=False``) becomes one with ``statistics="batch"``, and the other way round.
+    Scale and shift, momentum, eps, device, dtype and training mode carry over wherever the new layer has
+    them. Running statistics carry over when both layers track the same quantity (the mean between BatchNorm
+    and RobustNorm, the variance between batch norms); the others start anew, and :func:`rnlib.recalibrate`
+    fills them from data. Parameters and statistics are the old tensors themselves, so that an optimizer made
+    before holds them still. A native layer without running statistics (``track_running_stats=False``) becomes
+    one with ``statistics="batch"``, and the other way round. A ``SyncBatchNorm`` becomes a norm of rnlib that
+    looks at the batch of its own process.
 
     Args:
         model: any module.
@@ -37,17 +43,23 @@ def convert_norms(
         options: of a norm given by name, e.g. ``p=0.2``.
 
     Raises:
-        ValueError: unknown name or options, weight_norm, or no layer to convert.
+        ValueError: unknown name or options, weight_norm, no layer to convert, or a subclass of a native norm
+            that answers something else than batch norm, ``drop`` and ``act`` do on a probe.
     """
     if isinstance(norm, str) and norm not in (*NORMS, NATIVE):
         raise ValueError(f"unknown norm {norm!r}, known are: {', '.join([*NORMS, NATIVE])}")
     if dimensions not in _NATIVE_CLASS:
         raise ValueError(f"dimensions is {dimensions}, it must be 1, 2 or 3")
-    kinds, described = (_BatchNorm, "native") if native_only else (_BatchNorm | Norm, "native or of rnlib")
-    layers = [layer for layer in model.modules() if isinstance(layer, kinds)]
+    layers = [item for item in model.named_modules() if isinstance(item[1], _BatchNorm)]
+    layers = [(name, layer) for name, layer in layers if is_native(layer) or not native_only]
     if not layers:
+        described = "native" if native_only else "native or of rnlib"
         raise ValueError(f"{type(model).__name__} has no batch norm ({described}) to convert")
-    new = {id(layer): _converted(layer, norm, dimensions, options) for layer in layers}
+    new: dict[int, nn.Module] = {}
+    for name, layer in layers:
+        following, exchanged = _following(layer, name), _converted(layer, norm, dimensions, options)
+        new[id(layer)] = nn.Sequential(exchanged, *following) if following else exchanged
+        new[id(layer)].training = layer.training
     if id(model) in new:
         return new[id(model)]
     for parent in list(model.modules()):
@@ -58,11 +70,40 @@ def convert_norms(
     return model
 
 
-def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[str, Any]) -> nn.Module:
+def _following(old: Any, name: str) -> list[nn.Module]:
+    """What a subclass of a native norm does after it; a ValueError unless that is all that it adds."""
     if old.num_features == 0:
         raise ValueError(f"a {type(old).__name__} has no size yet: pass a batch through the model first")
-    native = isinstance(old, _BatchNorm)
-    native_class: Any = type(old) if native else getattr(old, "native_class", _NATIVE_CLASS[dimensions])
+    if type(old) in _KNOWN or isinstance(old, Norm):
+        return []
+    following = [layer for key in ("drop", "act") if isinstance(layer := getattr(old, key, None), nn.Module)]
+    try:
+        twin = copy.deepcopy(nn.Sequential(_converted(copy.deepcopy(old), "batch_norm", 2, {}), *following))
+        rank = next((n for n, kind in _NATIVE_CLASS.items() if isinstance(old, kind)), 2)
+        x = torch.linspace(-2, 3, 3 * old.num_features * 4**rank).sin().view(3, -1, *[4] * rank)
+        for training in (False, True):
+            answers = []
+            for layer in (copy.deepcopy(old), twin):
+                with torch.random.fork_rng():  # drop may be random
+                    torch.manual_seed(0)
+                    answers.append(layer.train(training)(x.to(_example(old), copy=True)))
+            torch.testing.assert_close(*answers, equal_nan=True)
+    except Exception as error:
+        what = f"layer {name!r} is a {type(old).__name__} and no batch norm followed by its .drop and .act"
+        raise ValueError(f"{what}, exchange it by hand: {error}") from error
+    return following
+
+
+def _example(layer: nn.Module) -> Tensor:
+    """A tensor of the layer's device and floating-point type."""
+    tensors = (*layer.parameters(), *layer.buffers(), torch.empty(0))
+    return next(tensor for tensor in tensors if tensor.is_floating_point())
+
+
+def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[str, Any]) -> nn.Module:
+    native, named = is_native(old), isinstance(norm, str)
+    kinds = (kind for kind in type(old).__mro__ if kind in _KNOWN)
+    native_class: Any = getattr(old, "native_class", next(kinds, _NATIVE_CLASS[dimensions]))
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics
     settings = {"track_running_stats": statistics == "tracked"} | options
     make: Any = partial(native_class, **settings) if norm == NATIVE else make_norm(norm, **options)
@@ -77,23 +118,23 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
         new.statistics, new.tracking = statistics, getattr(old, "tracking", True)
         new.native_class = native_class
     for key in ("eps", "momentum"):
-        if isinstance(norm, str) and key not in options and hasattr(new, key):
+        if named and key not in options and hasattr(new, key):
             setattr(new, key, getattr(old, key))
+    example = _example(old)
+    new.to(device=example.device, dtype=example.dtype)
     for key in ("weight", "bias"):
         source, target = getattr(old, key), getattr(new, key, None)
         if source is not None and target is not None:
-            setattr(new, key, nn.Parameter(source.detach().clone(), source.requires_grad))
-        elif target is not None and not isinstance(new, NoNorm) and not options.get("affine"):
+            setattr(new, key, source)
+        elif target is not None and named and not isinstance(new, NoNorm) and not options.get("affine"):
             setattr(new, key, None)
     if hasattr(new, "affine"):
-        new.affine = new.weight is not None
+        new.affine = getattr(new, "weight", None) is not None
     running = {key: value for key, value in old.named_buffers() if key.startswith("running_")}
     carried = running.keys() & dict(new.named_buffers()).keys()
     for key in carried:
-        setattr(new, key, running[key].clone())
-    if carried and len(carried) == len(running):  # only then do the averages continue where they were
-        new.num_batches_tracked = old.num_batches_tracked.clone()
-    example = next((tensor for tensor in (old.weight, *running.values()) if tensor is not None), None)
-    if example is not None:
-        new.to(device=example.device, dtype=example.dtype)
+        setattr(new, key, running[key])
+    # Only if all were carried do the averages continue where they were; PyTorch may do without a count.
+    if carried and len(carried) == len(running) and old.num_batches_tracked is not None:
+        new.num_batches_tracked = old.num_batches_tracked
     return new.train(old.training)

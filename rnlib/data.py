@@ -1,16 +1,15 @@
 """Image sets as whole uint8 tensors in memory, with batched augmentation.
 
 `load("cifar10-jpeg", "train")` gives a `Dataset` with `.images` (N, C, H, W) uint8 and `.labels` (N,) int64.
-CIFAR at 150 MB and Fashion-MNIST at 47 MB fit in memory, so there is no loader process: a batch is an index
-into a tensor. A batch of 128 CIFAR images, shuffled, cropped, mirrored and made float, takes 1.7 ms on one
-core (2017, AVX2). The second half of the file finds, reads and caches what is on disk.
+They fit in memory (CIFAR 150 MB), so there is no loader process: a batch of 128 CIFAR images, shuffled,
+cropped, mirrored and made float, takes 1.7 ms on one core (2017, AVX2). The second half of the file finds,
+reads and caches what is on disk.
 """
 
 import gzip
 import hashlib
 import io
 import lzma
-import math
 import os
 import pickle
 import tarfile
@@ -23,6 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import PIL
@@ -32,9 +32,8 @@ from PIL import Image
 from torch import Tensor
 
 # Mean and standard deviation per channel, for pixels in [0, 1], as the models' Normalize layer takes them.
-# The CIFAR row is that of the paper's released code, which uses it for CIFAR-100 too. Its "standard
-# deviation" is the average over images of each image's own one; that over all pixels is (0.247, 0.243,
-# 0.262). The paper's eps is in these units.
+# The CIFAR row is that of the paper's released code, for CIFAR-100 too, and the unit of its eps; it averages
+# each image's own standard deviation (that over all pixels is (0.247, 0.243, 0.262)).
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _FASHION_MNIST = ((0.2860,), (0.3530,))
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -44,7 +43,8 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 SPLITS = ("train", "test")
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 COMPRESSED = (".xz", ".gz", "")  # of IDX files
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
+DAMAGES = EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 
 Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), labels int64 (N,), class names
@@ -54,8 +54,9 @@ Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), lab
 class Dataset:
     """One split of an image set.
 
-    images: (N, C, H, W), uint8 0 to 255 or floating-point in [0, 1]. labels: int64 (N,), indices into
-    `classes`. Both on the CPU. Raises ValueError where types, shapes or values differ from this.
+    images: (N, C, H, W), uint8 0 to 255 or floating-point in [0, 1]. labels: integers (N,), indices into
+    `classes`, kept as int64. Both are tensors of the CPU or become one. Raises ValueError where types, shapes
+    or values differ from this.
     """
 
     name: str
@@ -64,17 +65,21 @@ class Dataset:
     classes: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        images, floating = self.images, self.images.is_floating_point()
-        if not (floating or images.dtype == torch.uint8) or images.ndim != 4:
-            got = f"{images.dtype} {tuple(images.shape)}"
-            raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), got {got}")
+        images, labels = torch.as_tensor(self.images), torch.as_tensor(self.labels)
+        shape, floating = tuple(images.shape), images.is_floating_point()
+        swapped = shape[3:] in ((1,), (3,)) and shape[1] not in (1, 3)
+        if not (floating or images.dtype == torch.uint8) or len(shape) != 4 or swapped:
+            got = f"got {images.dtype} {shape}: of (N, H, W, C) give images.permute(0, 3, 1, 2)"
+            raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), {got}")
         if floating and not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # but for rounding
             fix = "divide by 255, or normalise in the model: nn.Sequential(rnlib.Normalize(mean, std), model)"
             got = "[{:.3g}, {:.3g}]".format(*images.aminmax())
             raise ValueError(f"images have values in {got}, they must lie in [0, 1]; {fix}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            shape = tuple(self.labels.shape)
-            raise ValueError(f"labels must be int64 ({len(self.images)},), got {self.labels.dtype} {shape}")
+        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape[:1]:
+            got = f"got {labels.dtype} {tuple(labels.shape)}: of one-hot rows give labels.argmax(1)"
+            raise ValueError(f"labels must be int64 ({len(images)},), {got}")
+        for name, value in (("images", images), ("labels", labels.long())):
+            object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -96,30 +101,27 @@ class Dataset:
 
 
 def load(
-    name: str, split: str = "train", *, root: str | Path | None = None, download: bool = False
+    name: str | Path, split: str = "train", *, root: str | Path | None = None, download: bool = False
 ) -> Dataset:
     """Load one split ("train" or "test") of an image set into memory.
 
     name: cifar10, cifar100, fashion-mnist (the official files), cifar10-jpeg, fashion-mnist-sample
-    (embedded), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`, all
-    images of one size.
+    (embedded), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`, in
+    folders below the class too. All images have one size; they are grey if every one is, else RGB.
     root: the one folder to look in; without it those of the environment variable RNLIB_DATA (separated as in
     PATH), then the repository's data/, then ./data. The embedded sample is always the repository's.
-    download: fetch official files that are not there into the first of these folders; the only use of the
-    network.
+    download: fetch missing official files into the first of these folders; the only use of the network.
     Raises ValueError for an unknown name or split, FileNotFoundError with what to do where files are missing.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    if name in SOURCES:
-        return Dataset(name, *SOURCES[name](split, folders(root), download))
+    if source := SOURCES.get(str(name)):
+        return Dataset(str(name), *source(split, folders(root), download))
     path = Path(name).expanduser()
-    if path.is_dir() or (path.is_file() and name.endswith(ARCHIVES)):
+    if path.is_dir() or (path.is_file() and path.name.endswith(ARCHIVES)):
         return Dataset(path.resolve().name.split(".")[0], *read_tree(path, split))
-    raise ValueError(
-        f"unknown dataset {name!r}: give one of {', '.join(SOURCES)}, or the path of a folder or "
-        f"archive ({', '.join(ARCHIVES)}) of train/<class>/<image> and test/<class>/<image>"
-    )
+    known = f"{', '.join(SOURCES)}, or the path of a folder or archive ({', '.join(ARCHIVES)})"
+    raise ValueError(f"unknown dataset {name!r}: give {known} of train/<class>/<image> and test/...")
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -130,8 +132,7 @@ def to_float(images: Tensor) -> Tensor:
 def test_order(n: int, seed: int = 0) -> Tensor:  # noqa: PT028
     """A fixed permutation of range(n), int64 (n,): the order in which test images are put into batches.
 
-    Needed wherever a model may use batch statistics: cifar10-jpeg is ordered by class, and a batch of one
-    class has other statistics than a mixed one.
+    cifar10-jpeg is ordered by class, and a batch of one class has other statistics than a mixed one.
     """
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
@@ -146,14 +147,14 @@ def augment(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> 
     {0, ..., 2 padding}^2. generator: of the CPU or of the images' device.
     """
     n, _, height, width = images.shape
-    source, target = generator.device, images.device
-    offset = torch.randint(2 * padding + 1, (2, n), generator=generator, device=source)
-    offset = offset.to(target, non_blocking=True)  # else every batch would wait for the device
+    target = images.device
+    randint = partial(torch.randint, generator=generator, device=generator.device)
+    offset = randint(2 * padding + 1, (2, n)).to(target, non_blocking=True)  # else each batch would wait
     # A view of all windows of the padded image, (N, C, 2 padding + 1, 2 padding + 1, H, W).
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(n, device=target), :, offset[0], offset[1]]
-    mirrored = torch.randint(2, (n, 1, 1, 1), generator=generator, device=source)
-    return torch.where(mirrored.to(target, non_blocking=True) == 1, cropped.flip(3), cropped)
+    mirrored = randint(2, (n, 1, 1, 1)).to(target, non_blocking=True) == 1
+    return torch.where(mirrored, cropped.flip(3), cropped)
 
 
 def batches(
@@ -162,6 +163,7 @@ def batches(
     *,
     generator: torch.Generator | None = None,
     augmented: bool = False,
+    drop_last: bool = False,
     device: str | torch.device = "cpu",
     channels_last: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -169,6 +171,7 @@ def batches(
 
     generator: shuffles, and augments, with it; without one the order is the data set's own.
     augmented: crop and mirror each batch with `augment`; needs the generator.
+    drop_last: leave a smaller last batch out; batch statistics of one image may be none.
     channels_last: memory format of the images; it makes the convolutions 15-20% faster on a CPU.
     """
     if batch_size < 1:
@@ -180,7 +183,9 @@ def batches(
         everything, labels, order = dataset.images.to(device), dataset.labels.to(device), torch.arange(n)
         if generator is not None:
             order = torch.randperm(n, generator=generator, device=generator.device)
-        for index in order.to(device).split(batch_size) if n else ():
+        stop, order = n - n % batch_size if drop_last else n, order.to(device)
+        for start in range(0, stop, batch_size):
+            index = order[start : start + batch_size]
             images = everything[index]
             if augmented and generator is not None:
                 images = augment(images, generator)
@@ -245,28 +250,14 @@ def _fashion_mnist(split: str, places: list[Path], download: bool) -> Split:
     return _idx_folder(places[0] / "FashionMNIST" / "raw", split)
 
 
-def _fashion_mnist_sample(split: str, places: list[Path], download: bool) -> Split:
-    """The 5,000 training and 1,000 test images that come with the repository (see data/README.md)."""
-    folder = _REPOSITORY_DATA / "fashion-mnist-sample"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"fashion-mnist-sample was not found in {folder}: it comes with the repository and not with an "
-            "installed rnlib. Run in a clone, or install from one: pip install --editable <clone>."
-        )
-    return _idx_folder(folder, split)
-
-
 def _first(places: list[Path], *names: str) -> Path | None:
     return next((path for place in places for name in names if (path := place / name).exists()), None)
 
 
 def _missing(name: str, files: str, places: list[Path]) -> FileNotFoundError:
-    looked = ", ".join(str(place) for place in places)
-    return FileNotFoundError(
-        f"{name} was not found. Looked for {files} in: {looked}. Put it into one of these, name its folder "
-        f"in root= or in the environment variable RNLIB_DATA, "
-        f"or fetch the official files: load({name!r}, download=True)."
-    )
+    looked = f"Looked for {files} in: {', '.join(map(str, places))}"
+    fix = f"name its folder in root= or in RNLIB_DATA, or fetch official files: load({name!r}, download=True)"
+    return FileNotFoundError(f"{name} was not found. {looked}. Put it into one of these, {fix}.")
 
 
 SOURCES: dict[str, Callable[[str, list[Path], bool], Split]] = {
@@ -274,7 +265,8 @@ SOURCES: dict[str, Callable[[str, list[Path], bool], Split]] = {
     "cifar100": partial(_cifar, "cifar100"),
     "fashion-mnist": _fashion_mnist,
     "cifar10-jpeg": _cifar10_jpeg,
-    "fashion-mnist-sample": _fashion_mnist_sample,
+    # 5,000 training and 1,000 test images that come with the repository, see data/README.md.
+    "fashion-mnist-sample": lambda split, *_: _idx_folder(_REPOSITORY_DATA / "fashion-mnist-sample", split),
 }
 
 
@@ -287,7 +279,7 @@ def _idx_folder(folder: Path, split: str) -> Split:
     for kind in ("images-idx3", "labels-idx1"):
         stem = f"{'train' if split == 'train' else 't10k'}-{kind}-ubyte"
         if not (file := _first([folder], *(f"{stem}{suffix}" for suffix in COMPRESSED))):
-            fix = "copy it there, or name another folder in RNLIB_DATA"
+            fix = "copy it there (the sample comes with the repository: pip install --editable <clone>)"
             raise FileNotFoundError(f"{folder} lacks {stem}.gz: {fix}")
         tensors.append(read_idx(file))
     names = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
@@ -295,24 +287,17 @@ def _idx_folder(folder: Path, split: str) -> Split:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 array in an IDX file of MNIST-like sets, plain, gzip or xz, of the shape its header gives.
-
-    Raises ValueError where it is not one.
-    """
+    """The uint8 array in an IDX file of MNIST-like sets, plain, gzip or xz; a ValueError where it is none."""
     content = path.read_bytes()
-    unpack = {b"\x1f\x8b": gzip.decompress, b"\xfd7": lzma.decompress}.get(content[:2], bytes)
     try:
-        content = unpack(content)
-    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
-    start = 4 + 4 * int.from_bytes(content[3:4])  # the fourth byte is the number of dimensions
-    if content[:3] != b"\0\0\x08" or len(content) < start:
-        beginning = f"it has {len(content)} bytes and starts with {content[:4]!r}"
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes, or cut short: {beginning}")
-    shape, body = np.frombuffer(content[4:start], ">u4").tolist(), np.frombuffer(content[start:], np.uint8)
-    if len(body) != math.prod(shape):
-        raise ValueError(f"{path} holds {len(body)} values where its header says {shape}: fetch it again")
-    return torch.from_numpy(body.reshape(shape).copy())
+        content = {b"\x1f\x8b": gzip.decompress, b"\xfd7": lzma.decompress}.get(content[:2], bytes)(content)
+        start = 4 + 4 * content[3]  # the fourth byte is the number of dimensions
+        if content[:3] != b"\0\0\x08":
+            raise ValueError(f"it starts with {content[:4]!r}")
+        shape = np.frombuffer(content[4:start], ">u4").tolist()
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+    except (*DAMAGES, IndexError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no IDX file of bytes ({error}): fetch it again") from error
 
 
 def jpeg(images: Tensor) -> Tensor:
@@ -329,89 +314,105 @@ def read_tree(path: Path, split: str) -> Split:
     """Images, labels and class names of one split of a class-per-folder tree, a folder or a tar/zip archive.
 
     The images come in the order of their paths; the classes are the sorted folder names over both splits.
-    Both splits are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then
-    0.01 s). Raises ValueError where the split is not there, the archive is damaged or the images differ in
-    size.
+    Both are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then 0.01
+    s). A warning counts what is left out. Raises ValueError where the split is not there, the archive is
+    damaged, or an image has another size, cannot be read or cannot be represented.
     """
     path = path.resolve()
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    found = _cached(repr(stamps), lambda: decode(path))
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _below(path)]
+    found, left_out = _cached(f"images, grey or RGB: {stamps}", lambda: decode(path))
+    if left_out:
+        warnings.warn(f"{path}: {left_out}", stacklevel=2)
     if split not in found:
         raise ValueError(f"there is no split {split!r} in {path}: it has {', '.join(found)}")
     return found[split]
 
 
-def decode(path: Path) -> dict[str, Split]:
-    """Decode every image below `path`, by split.
-
-    The first image decides the size, and whether all are read as grey (1 channel) or RGB (3 channels).
-    """
-    arrays: dict[tuple[str, ...], np.ndarray] = {}  # of a name that comes twice the last, as in unpacking
-    mode, size = "", (0, 0)
+def decode(path: Path) -> tuple[dict[str, Split], str]:
+    """Every image below `path` by split, grey if every one is, else RGB; and in words what was left out."""
+    # By split, class, ... and what comes before; of a name that comes twice the last, as in unpacking.
+    arrays: dict[tuple[tuple[str, ...], ...], np.ndarray] = {}
+    left_out: list[str] = []
+    size: Any = None
     try:
-        for name, content in _files(path):
-            with Image.open(io.BytesIO(content)) as image:
-                if not arrays:
-                    mode, size = ("L" if image.mode in ("1", "L") else "RGB"), image.size
-                if image.size != size:
-                    raise ValueError(
-                        f"{path}: {name} is {image.width} x {image.height} pixels, the first image "
-                        f"{size[0]} x {size[1]}; all images must have one size: resize them first"
-                    )
-                arrays[PurePosixPath(name).parts[-3:]] = np.asarray(image.convert(mode))
-    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        for name, read in _files(path):
+            parts, is_image = PurePosixPath(name).parts, name.lower().endswith(IMAGES)
+            start = max((i for i in range(len(parts) - 2) if parts[i] in SPLITS), default=-1)
+            hidden = any(part[0] == "." for part in parts[start:])  # as the ._x.jpg that macOS adds
+            if start >= 0 and is_image and read and not hidden:
+                array = arrays[parts[start:], parts[:start]] = _pixels(f"{path}: {name}", read())
+                if array.shape[:2] != (size := size or array.shape[:2]):
+                    given = f"{name} has {array.shape[:2]} rows and columns, the first image {size}"
+                    raise ValueError(f"{path}: {given}; all images must have one size: resize them first")
+            elif (start >= 0 or is_image) and not hidden:
+                left_out.append(name)
+    except DAMAGES as error:
         raise ValueError(f"{path} is damaged or no tar/zip archive ({error}): fetch it again") from error
-    except OSError as error:  # Pillow's, on an image it cannot read
-        raise ValueError(f"{path}: an image cannot be read ({error}): replace or remove it") from error
+    wanted = f"images are files (no links) train/<class>/... and test/<class>/... in {', '.join(IMAGES)}"
     if not arrays:
-        known = ", ".join(IMAGES)
-        raise ValueError(f"{path} holds no train/<class>/<image> and no test/<class>/<image> ({known})")
-    classes = tuple(sorted({label for _, label, _ in arrays}))
-    splits = {}
+        raise ValueError(f"{path} holds no image: {wanted}")
+    classes = tuple(sorted({place[1] for place, _ in arrays}))
+    channels, splits = max(array.shape[2] for array in arrays.values()), {}
     for split in SPLITS:
-        if keys := sorted(key for key in arrays if key[0] == split):
-            pixels = torch.from_numpy(np.stack([arrays[key] for key in keys]))  # (N, H, W) or (N, H, W, 3)
-            pixels = pixels[:, None] if mode == "L" else pixels.permute(0, 3, 1, 2).contiguous()
-            splits[split] = (pixels, torch.tensor([classes.index(label) for _, label, _ in keys]), classes)
-    return splits
+        if keys := sorted(key for key in arrays if key[0][0] == split):
+            stacked = np.stack([np.broadcast_to(arrays[key], (*size, channels)) for key in keys])
+            images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
+            splits[split] = (images, torch.tensor([classes.index(place[1]) for place, _ in keys]), classes)
+    return splits, f"{len(left_out)} files are left out, as {left_out[0]}; {wanted}" if left_out else ""
 
 
-def _files(path: Path) -> Iterator[tuple[str, bytes]]:
-    """(name with forward slashes, content) of every image of a split.
+def _pixels(name: str, content: bytes) -> np.ndarray:
+    """An image as uint8 (H, W, 1) where it is grey, else (H, W, 3); 16 bits of grey are rounded to 8."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            mode, deep = image.mode, ";16" in str(image.tile)
+            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+                raise ValueError("it is transparent in places: put it on a background")
+            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+                raise ValueError("it has several frames: keep one")
+            if mode[0] == "I" and (deep or image.format == "PPM"):
+                return ((np.asarray(image)[..., None].astype(np.int64) + 128) // 257).astype(np.uint8)
+            if deep or mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+                raise ValueError(f"its pixels are {'16-bit ' * deep}{mode}: save 8 bits of grey or RGB")
+            return np.atleast_3d(np.asarray(image.convert("L" if mode in ("1", "L", "LA") else "RGB")))
+    except Exception as error:  # what Pillow raises differs from format to format
+        raise ValueError(f"{name} cannot be read ({error}): replace or remove it") from error
+
+
+def _below(path: Path) -> list[Path]:
+    """All files below a folder in order, links followed; a file itself."""
+    files = [path] if path.is_file() else []
+    for place, _, names in os.walk(path, followlinks=True):
+        if os.path.islink(place) and Path(place).parent.resolve().is_relative_to(Path(place).resolve()):
+            raise ValueError(f"{place} links to a folder that holds it: remove it")
+        files += [Path(place, name) for name in names]
+    return sorted(files)
+
+
+def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
+    """(name with forward slashes, what reads it) of every file; None for what is none, as links in archives.
 
     Archives are read member by member in memory and never unpacked, so a hostile member name has nowhere to
-    escape to; links in them are left out.
+    escape to.
     """
     if path.is_dir():
-        for file in sorted(path.rglob("*")):
-            name = file.relative_to(path).as_posix()
-            if _is_image(name) and file.is_file():
-                yield name, file.read_bytes()
+        for file in _below(path):
+            yield file.relative_to(path).as_posix(), file.read_bytes
     elif path.name.endswith(".zip"):
         with zipfile.ZipFile(path) as zipped:
-            for name in filter(_is_image, zipped.namelist()):
-                yield name, zipped.read(name)
+            yield from ((name, partial(zipped.read, name)) for name in zipped.namelist() if name[-1] != "/")
     else:
         with tarfile.open(path) as tar:
-            for member in tar:
-                stream = tar.extractfile(member) if member.isfile() and _is_image(member.name) else None
-                if stream is not None:
-                    yield member.name, stream.read()
+            for member in (member for member in tar if not member.isdir()):
+                stream = tar.extractfile(member) if member.isfile() else None
+                yield member.name, stream.read if stream else None
 
 
-def _is_image(name: str) -> bool:
-    """Whether a name ends in <split>/<class>/<image>; hidden files (macOS adds ._x.jpg) do not count."""
-    split, label, file = ("", "", "", *PurePosixPath(name).parts)[-3:]
-    return split in SPLITS and file.lower().endswith(IMAGES) and "." not in (label[0], file[0])
-
-
-def _cached(identity: str, make: Callable[[], dict[str, Split]]) -> dict[str, Split]:
+def _cached(identity: str, make: Callable[[], Any]) -> Any:
     """What `make()` gives, kept under the hash of `identity` in RNLIB_CACHE or ~/.cache/rnlib.
 
-    The file is written under a temporary name and renamed, so processes that start together never see half of
-    it; it is memory-mapped, so that they share one copy. An unreadable cache file is made again; a cache that
-    cannot be written is a warning.
+    The file is renamed when it is complete, and memory-mapped, so that processes share one copy. One that
+    cannot be read is made again; one that cannot be written is a warning.
     """
     folder = Path(os.environ.get("RNLIB_CACHE") or Path.home() / ".cache" / "rnlib")
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"

@@ -1,12 +1,12 @@
 """Accuracy of one set of weights, clean and under attack, in each statistics mode, outcome by image."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from operator import length_hint
 from time import perf_counter
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
-from rnlib.statistics import evaluation_mode, statistics_modes, use_statistics
+from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes, use_statistics
 
-# Images with labels: a set of rnlib or PyTorch; two tensors; or batches of such, for instance a DataLoader.
-Images: TypeAlias = Dataset | TorchDataset[Any] | tuple[Tensor, Tensor] | Iterable[Any]
+# Images with labels: a set of rnlib or PyTorch; two tensors or arrays; or batches of these, as a DataLoader.
+Images: TypeAlias = Dataset | TorchDataset[Any] | tuple[Any, Any] | Iterable[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,32 +48,38 @@ def stream(
 
     Those of a loader stay as they are. TypeError or ValueError for what is not images in [0, 1] and labels.
     """
-    if isinstance(images, tuple) and [type(part) for part in images] == [Tensor, Tensor]:
-        images = Dataset("images", images[0], images[1].long(), ())
+    if _is_pair(images):
+        images = Dataset("images", images[0], images[1], ())
     if isinstance(images, Dataset):
         if not len(images):
             raise ValueError(f"the data set {images.name!r} is empty: there is nothing to measure")
         return batches(images, batch_size, device=device), -(-len(images) // batch_size)
     if isinstance(images, str) or not isinstance(images, TorchDataset | Iterable):
-        need = "a data set of rnlib or PyTorch, a DataLoader, or a tuple (images, labels) of tensors"
+        need = (
+            "a data set of rnlib or PyTorch, a DataLoader, or a tuple (images, labels) of tensors or arrays"
+        )
         fix = "a name or path is loaded by rnlib.load(name, 'test')"
-        raise TypeError(f"images is a {type(images).__name__}, it must be {need}; {fix}")
+        raise TypeError(f"dataset is a {type(images).__name__}, it must be {need}; {fix}")
     loader = DataLoader(images, batch_size) if isinstance(images, TorchDataset) else images
 
     def checked() -> Iterator[tuple[Tensor, Tensor]]:
         index = -1
         for index, batch in enumerate(loader):
-            kinds = [type(part) for part in batch] if isinstance(batch, tuple | list) else [type(batch)]
-            if kinds != [Tensor, Tensor] or batch[1].is_floating_point():
-                got = ", ".join(kind.__name__ for kind in kinds)
+            if not _is_pair(batch):
+                parts = batch if isinstance(batch, tuple | list) else [batch]
+                got = ", ".join(type(part).__name__ for part in parts)
                 fix = "pass ((batch['image'], batch['label']) for batch in loader), or the like"
-                raise TypeError(f"batch {index} holds {got}; it must be images and whole labels: {fix}")
-            part = Dataset(f"batch {index}", batch[0], batch[1].long(), ())
+                raise TypeError(f"batch {index} holds {got}; it must be images and labels: {fix}")
+            part = Dataset(f"batch {index}", batch[0], batch[1], ())
             yield from batches(part, max(1, len(part)), device=device)
         if index < 0:
             raise ValueError("there is no batch to measure: an iterator that was read to its end is empty")
 
     return checked(), length_hint(loader)
+
+
+def _is_pair(given: Any) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(given, tuple | list) and [hasattr(part, "shape") for part in given] == [True, True]
 
 
 def measure(
@@ -98,7 +104,7 @@ def measure(
     Args:
         model: put back on its device and into its mode (layer by layer) afterwards.
         dataset: images in [0, 1] or uint8, at least one, with labels: a set of rnlib or PyTorch, or a tuple
-            of tensors (N, C, H, W) and (N,); or a ``DataLoader``, whose batches are used as they come.
+            of tensors or arrays (N, C, H, W), (N,); or a ``DataLoader``, whose batches are used as they come.
         attack: untargeted, or None for clean images.
         statistics: ``"tracked"``, ``"batch"``, or ``"none"``, which leaves the model as it is.
         batch_size: 100 in the paper; a loader has its own. A last, smaller batch has other statistics.
@@ -113,21 +119,19 @@ def measure(
         TypeError, ValueError: no image, or what is none; a targeted attack (there are no target classes);
             unknown statistics, or other than ``"none"`` for native PyTorch batch norms.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is {model!r}, it must be a torch.nn.Module, an instance and no class")
-    if isinstance(attack, type):
-        raise TypeError(f"attack is the class {attack.__name__}, make an instance: {attack.__name__}(...)")
+    check_kind("model", model, nn.Module)
+    check_kind("attack", attack, Callable | None)
     if getattr(attack, "targeted", False):
         raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
     correct, losses, distances = [], [], []
     given, count = stream(dataset, batch_size, device)
-    with use_statistics(model, statistics), evaluation_mode(model), _on(model, device):
+    with evaluation_mode(model), use_statistics(model, statistics), _on(model, device):
         for index, (x, y) in enumerate(bar := tqdm(given, statistics, count or None, disable=not progress)):
             original = x
             if attack is not None:
                 x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
             with torch.no_grad():
-                logits = model(x)
+                logits = logits_of(model(x))
             correct.append(logits.argmax(1) == y)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
             distances.append(torch.linalg.vector_norm((x - original).flatten(1), dim=1))
@@ -169,7 +173,7 @@ def evaluate(
         others: see :func:`measure`.
     """
     made = f"{batch_size} images in their order"
-    if not isinstance(dataset, Dataset | TorchDataset | tuple):
+    if not (isinstance(dataset, Dataset | TorchDataset) or _is_pair(dataset)):
         stream(dataset, batch_size)  # says what cannot be read
         made, dataset = "as the loader made them", list(dataset)
     for mode in statistics_modes(model) if statistics is None else statistics:

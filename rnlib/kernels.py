@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CACHE = 1 << 22  # bytes of a piece: fits the last-level cache of every current CPU
@@ -74,6 +73,19 @@ def _affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, shift, eps=NO_EPS)
 
 
+def _composed(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, p: float, eps: float, centre_at_min: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as :class:`_RangeNorm` of operators that PyTorch differentiates again, or by torch.func."""
+    rows = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)  # (C, values)
+    low, high = (rows.gather(1, at) for at in (rows.argmin(1, True), rows.argmax(1, True)))
+    centre = low if centre_at_min else rows.mean(1, True)
+    y = (rows - centre) * (high - low + eps) ** -p
+    y = (y if weight is None else y * weight[:, None]) + (0 if bias is None else bias[:, None])
+    y = y.view_as(x.transpose(0, 1)).transpose(0, 1).to(x.dtype)
+    return y, centre[:, 0].detach(), (high - low)[:, 0].detach()
+
+
 class _RangeNorm(Function):
     """y = weight (x - centre) / (max - min + eps)^p + bias; see :func:`range_norm`."""
 
@@ -88,15 +100,19 @@ class _RangeNorm(Function):
         inverse = span.pow(-p)
         scale = inverse if weight is None else inverse * weight
         shift = -centre * scale if bias is None else torch.addcmul(bias, centre, scale, value=-1)
-        ctx.save_for_backward(x, centre, span, inverse, scale, extremes)
-        ctx.p, ctx.centre_at_min = p, centre_at_min
+        ctx.save_for_backward(x, weight, bias, centre, span, inverse, scale, extremes)
+        ctx.p, ctx.eps, ctx.centre_at_min = p, eps, centre_at_min
         ctx.mark_non_differentiable(centre, spread)
         return _affine(x, scale, shift), centre, spread
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
-        x, centre, span, inverse, scale, extremes = ctx.saved_tensors
+        x, weight, bias, centre, span, inverse, scale, extremes = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: what follows would hide from autograd how it depends on x
+            y = _composed(x, weight, bias, ctx.p, ctx.eps, ctx.centre_at_min)[0]
+            needed = [i for i in range(3) if ctx.needs_input_grad[i]]
+            found = torch.autograd.grad(y, [(x, weight, bias)[i] for i in needed], grad, create_graph=True)
+            return *(dict(zip(needed, found, strict=True)).get(i) for i in range(3)), None, None, None
         memory_format = torch.channels_last if channels_innermost(x) else torch.contiguous_format
         grad = grad.contiguous(memory_format=memory_format)
         # The evaluation form of the kernel sums grad (x - centre) and grad over each channel. A GPU's wants a
@@ -137,8 +153,8 @@ def range_norm(
 
     ``y = weight (x - centre) / (max - min + eps)^p + bias``. ``eps`` stands inside the power, so that the
     slope at range 0 is finite (the authors' code adds it outside, where the slope is infinite). Where several
-    elements tie for the extreme, the gradient of the range goes to the first of them. Differentiable once,
-    and not by the transforms of torch.func.
+    elements tie for the extreme, the gradient of the range goes to the first of them. Second derivatives and
+    the transforms of torch.func take the slower way through PyTorch's operators.
 
     Args:
         x: (N, C, ...), at least one element per channel.
@@ -158,6 +174,8 @@ def range_norm(
         raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C, ...) with at least one element")
     if centre not in ("mean", "min"):
         raise ValueError(f"centre is {centre!r}, it must be 'mean' or 'min'")
+    if torch._C._are_functorch_transforms_active():
+        return _composed(x, weight, bias, p, eps, centre == "min")
     image = x if x.dim() == 4 else x.reshape(*x.shape[:2], -1, 1)
     if not channels_innermost(image):
         image = image.contiguous()

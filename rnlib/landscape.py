@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from rnlib.attacks import check_batch, check_count, check_length
-from rnlib.statistics import evaluation_mode, use_statistics
+from rnlib.statistics import evaluation_mode, logits_of, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -46,9 +46,9 @@ def _landscape(
 
     The model is in evaluation mode meanwhile; its own weights stay where they are.
     """
-    check_batch(model, x, y)
+    check_batch(model, x, y, attacked=False)
     check_count("batch_size", batch_size)
-    batches = list(zip(x.split(batch_size), y.split(batch_size), strict=True))
+    batches = list(zip(x.split(batch_size), y.long().split(batch_size), strict=True))
     base = {name: weight.detach().requires_grad_() for name, weight in model.named_parameters()}
 
     def loss(*steps: tuple[float, list[Tensor]]) -> Tensor:
@@ -56,8 +56,8 @@ def _landscape(
         for step, direction in steps:
             moves = zip(there.items(), direction, strict=True)
             there = {name: torch.add(weight, move, alpha=step) for (name, weight), move in moves}
-        losses = [F.cross_entropy(functional_call(model, there, a), b, reduction="sum") for a, b in batches]
-        return torch.stack(losses).sum() / len(y)
+        answers = ((logits_of(functional_call(model, there, x)), y) for x, y in batches)
+        return torch.stack([F.cross_entropy(*each, reduction="sum") for each in answers]).sum() / len(y)
 
     with evaluation_mode(model), use_statistics(model, statistics):
         yield loss, [*base.values()]

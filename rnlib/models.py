@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 from rnlib.data import STATISTICS
-from rnlib.norms import MakeNorm
+from rnlib.norms import MakeNorm, leaf
 from rnlib.other_norms import WeightNorm, make_norm
 
 # Convolutions of each stage, by depth.
@@ -31,19 +31,21 @@ class Normalize(nn.Module):
     """(x - mean) / std per channel, so that a model takes images in [0, 1] and attacks work in pixels.
 
     Args:
-        mean, std: one value per channel, std > 0.
+        mean, std: one value per channel, numbers or tensors, std > 0.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> None:
         super().__init__()
-        if not mean or len(mean) != len(std) or min(std) <= 0:
+        mean, std = (values.tolist() if hasattr(values, "tolist") else values for values in (mean, std))
+        if not mean or len(mean) != len(std) or not all(value > 0 for value in std):
             raise ValueError(f"mean {tuple(mean)} and std {tuple(std)} must be of equal length, std positive")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.mean.shape[1]:  # grey images would pass as three equal channels
             raise ValueError(f"images have shape {tuple(x.shape)}, expected (N, {self.mean.shape[1]}, H, W)")

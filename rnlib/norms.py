@@ -8,23 +8,41 @@ mode is said by its ``statistics`` attribute, and whether a training forward upd
 """
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from rnlib.kernels import NO_EPS, range_norm
 
-STATISTICS_MODES = ("tracked", "batch")
 MakeNorm = Callable[[int], nn.Module]
 
 
-class Norm(nn.Module):
+def leaf(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Any], Any]:
+    """A forward that torch.fx records as a call of the layer, which thereby keeps its modes."""
+
+    def recorded(self: nn.Module, x: Any) -> Any:
+        if not isinstance(x, Proxy):
+            return forward(self, x)
+        trace: Any = x.tracer
+        return trace.create_proxy("call_module", trace.path_of_module(self), (x,), {})
+
+    return wraps(forward)(recorded)
+
+
+class Norm(_BatchNorm):
     """Base of the layers that normalise with statistics of the batch, or with running averages of them.
 
     A subclass names its two statistics in ``names``, and normalises with those of the batch
     (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
+
+    Tools that look for PyTorch's ``_BatchNorm`` find it: ``torch.optim.swa_utils.update_bn`` fills it. Those
+    that look for ``nn.BatchNorm2d``, fuse layers, or rebuild them (``SyncBatchNorm``, which misses the
+    attribute ``track_running_stats``) want native ones: ``rnlib.convert_norms(model, "torch_batch_norm")``.
 
     Args:
         num_features: channels C of the (N, C, ...) input.
@@ -37,21 +55,19 @@ class Norm(nn.Module):
     names: tuple[str, str]
     shown: tuple[str, ...] = ("eps", "momentum", "statistics")  # in its repr
     num_batches_tracked: Tensor
+    _load_from_state_dict = nn.Module._load_from_state_dict  # that of native layers knows other buffers
 
     def __init__(
         self, num_features: int, *, eps: float = 1e-5, momentum: float | None = 0.1, affine: bool = True
     ) -> None:
-        super().__init__()
-        if num_features < 1:
-            raise ValueError(f"num_features is {num_features}, it must be at least 1")
-        if eps < 0:
-            raise ValueError(f"eps is {eps}, it must be at least 0")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum is {momentum}, it must lie in [0, 1], or be None for a plain average")
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        nn.Module.__init__(self)
+        if num_features < 1 or eps < 0 or not 0 <= (momentum or 0) <= 1:
+            given = f"num_features is {num_features}, eps is {eps} and momentum is {momentum}"
+            raise ValueError(f"{given}: they must be at least 1, at least 0, and in [0, 1] or None")
+        self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
         self.statistics, self.tracking = "tracked", True
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
+        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None  # type: ignore[assignment]
+        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None  # type: ignore[assignment]
         for name, value in zip(self.names, (0.0, 1.0), strict=True):
             self.register_buffer(f"running_{name}", torch.full((num_features,), value))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
@@ -62,7 +78,7 @@ class Norm(nn.Module):
         first, second = (getattr(self, f"running_{name}") for name in self.names)
         return first, second
 
-    def reset_running_statistics(self) -> None:
+    def reset_running_stats(self) -> None:
         """Forget what was tracked: the state of a new layer."""
         first, second = self.running_statistics
         first.zero_()
@@ -81,6 +97,7 @@ class Norm(nn.Module):
         """Normalise x with given statistics (C,): an affine map per channel (Eq 10)."""
         raise NotImplementedError
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         by_batch = self.training or self.statistics == "batch"
         self._check(x, by_batch)
@@ -94,8 +111,9 @@ class Norm(nn.Module):
     def _check(self, x: Tensor, by_batch: bool) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
-        if by_batch and x.numel() == 0:
-            raise ValueError(f"input has shape {tuple(x.shape)}: an empty batch has no statistics")
+        if by_batch and x.numel() <= self.num_features:
+            fix = "leave a last batch of one image out (drop_last=True), or use tracked statistics"
+            raise ValueError(f"input has shape {tuple(x.shape)}, too few values for statistics: {fix}")
 
     @torch.no_grad()
     def _update(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -111,8 +129,7 @@ class Norm(nn.Module):
 class BatchNorm(Norm):
     """Batch normalisation (Eq 6-10), numerically ``torch.nn.BatchNorm*d`` for any number of dimensions.
 
-    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch
-    does. Raises ``ValueError`` when a batch has one value per channel and batch statistics are asked for.
+    The batch is normalised with its biased variance; the running average takes the unbiased one, as PyTorch.
     """
 
     names = ("mean", "var")
@@ -185,8 +202,14 @@ class NoNorm(nn.Module):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(num_features)) if bias else None
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         return x if self.bias is None else x + self.bias.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def is_native(layer: nn.Module) -> bool:
+    """Whether a layer is a batch norm of PyTorch, or a subclass of one, and not of rnlib."""
+    return isinstance(layer, _BatchNorm) and not isinstance(layer, Norm)
 
 
 def check_power(p: float) -> float:

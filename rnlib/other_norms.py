@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from rnlib.kernels import NO_EPS
-from rnlib.norms import BatchNorm, MakeNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm, check_power
+from rnlib.norms import BatchNorm, MakeNorm, MeanRangeNorm, MinMaxNorm, NoNorm, RobustNorm, check_power, leaf
 
 
 class BatchRenorm(BatchNorm):
@@ -74,6 +75,7 @@ class TrackedNorm(BatchNorm):
     them (Eq 10); no gradient passes through them. In evaluation mode it is BatchNorm, in both modes.
     """
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
@@ -115,7 +117,7 @@ class SigmaNorm(BatchNorm):
         return F.batch_norm(x, first, variance, self.weight, self.bias, False, 0.0, NO_EPS)
 
 
-class FrozenNorm(nn.Module):
+class FrozenNorm(_NormBase):
     """BatchNorm with the statistics of the first training batch that passes, for ever: an affine map.
 
     In evaluation mode before that batch, mean 0 and variance 1. There is no second mode, hence no mismatch.
@@ -126,20 +128,12 @@ class FrozenNorm(nn.Module):
         affine: learn a scale and a shift per channel.
     """
 
-    running_mean: Tensor
-    running_var: Tensor
     num_batches_tracked: Tensor
 
     def __init__(self, num_features: int, *, eps: float = 1e-5, affine: bool = True) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(num_features)) if affine else None
-        self.bias = nn.Parameter(torch.zeros(num_features)) if affine else None
-        # The names of BatchNorm, whose statistics rnlib.convert_norms can hand over.
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-        self.register_buffer("num_batches_tracked", torch.tensor(0))
+        super().__init__(num_features, eps, None, affine)
 
+    @leaf
     def forward(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if self.training and not self.num_batches_tracked:
@@ -165,11 +159,9 @@ def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
 
     Args:
         norm: one of ``NORMS``, or such a function, which is returned. With statistics of the batch:
-            batch_norm (Eq 6 to 10), robust_norm (Eq 14), min_max_norm (Eq 11), mean_range_norm (Eq 12),
-            sigma_norm ((2 sigma)^p), batch_renorm (Ioffe, 2017), tracked_norm (tracked values in training
-            too). Without: frozen_norm (statistics of the first batch), no_norm, no_norm_bias, group_norm (Wu
-            & He, 2018), and weight_norm (Salimans & Kingma, 2016), which changes the convolutions as well
-            and therefore is for the networks of :mod:`rnlib.models` only.
+            batch_norm, robust_norm, min_max_norm, mean_range_norm, sigma_norm, batch_renorm, tracked_norm.
+            Without: frozen_norm, no_norm, no_norm_bias, group_norm (Wu & He, 2018), and weight_norm, which is
+            for the networks of :mod:`rnlib.models` only, as it changes the convolutions as well.
         options: keyword arguments of a named layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
 
     Raises:

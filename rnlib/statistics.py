@@ -4,16 +4,16 @@ Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from rnlib.norms import BatchNorm, Norm
+from rnlib.norms import BatchNorm, Norm, is_native
 
 STATISTICS_MODES = ("tracked", "batch")
 WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
@@ -30,13 +30,15 @@ def wide(v: Tensor) -> Tensor:
 @contextmanager
 def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Module]:
     for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm):
+        if is_native(layer):
             fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
             kind = type(layer).__name__
             raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
     for layer, _ in before:
         setattr(layer, attribute, value)
+    if attribute == "statistics":
+        warn_if_unfilled(model)
     try:
         yield model
     finally:
@@ -44,8 +46,7 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
             setattr(layer, attribute, old)
 
 
-@contextmanager
-def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
+def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[nn.Module]:
     """Within the block, all norms of the model use these statistics in evaluation mode.
 
     Args:
@@ -58,22 +59,42 @@ def use_statistics(model: nn.Module, statistics: str) -> Iterator[nn.Module]:
     """
     if statistics not in (*STATISTICS_MODES, "none"):
         raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
-    if statistics == "none":
-        yield model
-        return
-    with _switched(model, "statistics", statistics):
-        yield model
+    return nullcontext(model) if statistics == "none" else _switched(model, "statistics", statistics)
 
 
-@contextmanager
-def track(model: nn.Module, tracking: bool) -> Iterator[nn.Module]:
+def warn_if_unfilled(model: nn.Module) -> None:
+    """Name in a warning the norms that use tracked statistics and have tracked nothing yet."""
+    layers = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
+    used = [item for item in layers if item[1].statistics == "tracked"]
+    if names := ", ".join(name for name, layer in used if (layer.running_statistics[1] == 1).all()):
+        fix = "train the model, or call rnlib.recalibrate(model, images)"
+        warnings.warn(f"no batch has been averaged into tracked statistics of {names}: {fix}", stacklevel=1)
+
+
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """Raise TypeError unless value is an instance of kind; a class is never meant as one."""
+    if isinstance(value, type) or not isinstance(value, kind):
+        given = f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} is a {given}, it must be an instance of {kind}")
+
+
+def logits_of(answer: Any) -> Tensor:
+    """The logits in a model's answer: itself, its .logits, "logits" or "out"; TypeError without one."""
+    named = answer if isinstance(answer, Mapping) else {"logits": getattr(answer, "logits", answer)}
+    logits = named.get("logits", named.get("out"))
+    if not isinstance(logits, Tensor):
+        fix = "wrap it in a module that answers logits (N, classes)"
+        raise TypeError(f"the model answers a {type(answer).__name__} without logits or 'out': {fix}")
+    return logits
+
+
+def track(model: nn.Module, tracking: bool) -> AbstractContextManager[nn.Module]:
     """Within the block, training-mode forwards update the running statistics of the model's norms, or do not.
 
     Raises:
         ValueError: a native PyTorch batch norm in the model, which cannot be switched.
     """
-    with _switched(model, "tracking", tracking):
-        yield model
+    return _switched(model, "tracking", tracking)
 
 
 def statistics_modes(model: nn.Module) -> tuple[str, ...]:
@@ -212,7 +233,7 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
         # Momentum None averages all batches alike.
         with evaluation_mode(model), track(model, True), _switched(model, "momentum", None):
             for layer in layers:
-                layer.reset_running_statistics()
+                layer.reset_running_stats()
                 layer.train()
             for x in given:
                 if not isinstance(x, Tensor):
@@ -303,10 +324,10 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
         raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")
     # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
     with torch.inference_mode(False), torch.enable_grad(), borrowed(model), evaluation_mode(model):
-        leaf, label = x.detach().clone().requires_grad_(), y[:, None].clone()
+        leaf, label = x.detach().clone().requires_grad_(), y[:, None].long().clone()
         own, others = (torch.zeros_like(wide(leaf)) for _ in range(2))
         with use_statistics(model, statistics):
-            logits = wide(model(leaf))
+            logits = wide(logits_of(model(leaf)))
         odds = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
         for i, slope in enumerate(odds.detach().sigmoid()):
             gradient = slope * wide(torch.autograd.grad(odds[i], leaf, retain_graph=True)[0])

@@ -28,7 +28,7 @@ from rnlib.attacks import (
     gaps,
     per_channel,
 )
-from rnlib.statistics import frozen, wide
+from rnlib.statistics import frozen, logits_of, wide
 
 
 def dlr(logits: Tensor, y: Tensor, sign: int = 1, target: Tensor | None = None) -> Tensor:
@@ -192,7 +192,7 @@ class _States(Task):
         self.per_image = lambda logits, *to: self.over(torch.stack([task.per_image(z, *to) for z in logits]))
 
     def logits(self, x: Tensor) -> Tensor:
-        return torch.stack([model(x) for model in self.states])
+        return torch.stack([logits_of(model(x)) for model in self.states])
 
     def margin(self, logits: Tensor) -> Tensor:
         return self.over(torch.stack([super(_States, self).margin(each) for each in logits]))
@@ -272,14 +272,14 @@ class Among(nn.Module):
             self.register_buffer("neighbours", neighbours.detach().clone(), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
-        return self.model(torch.cat((x, self.neighbours)))[: len(x)]
+        return logits_of(self.model(torch.cat((x, self.neighbours))))[: len(x)]
 
 
 class _Neighbours(Among):
     """The same batch, and the answers for the neighbours."""
 
     def forward(self, x: Tensor) -> Any:
-        return self.model(torch.cat((x, self.neighbours)))[len(x) :]
+        return logits_of(self.model(torch.cat((x, self.neighbours))))[len(x) :]
 
 
 def attack_neighbours(

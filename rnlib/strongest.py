@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from rnlib.attacks import Attack, Generator, Pixels, Task, check_batch, column
-from rnlib.norms import Norm
-from rnlib.statistics import Detached, borrowed, frozen
+from rnlib.statistics import Detached, borrowed, frozen, logits_of
 from rnlib.strong_attacks import APGD, FPA, GMSA, Square, rank
 
 
@@ -139,7 +138,7 @@ def _plan(model: nn.Module, x: Tensor, eps: Pixels, budget: Budget, sources: Map
     """By name: what is differentiated, the attack, and its forward and backward passes at most."""
     half = (len(x) + 1) // 2
     with torch.no_grad(), borrowed(model):
-        whole, alone = model(x), model(x[:half])
+        whole, alone = logits_of(model(x)), logits_of(model(x[:half]))
     classes = whole.shape[1]
     ratio = "dlr" if classes > 2 else "margin"
     run = budget.restarts * (budget.steps + 1)
@@ -152,7 +151,7 @@ def _plan(model: nn.Module, x: Tensor, eps: Pixels, budget: Budget, sources: Map
     losses = ("cross_entropy", "equal_weight", "margin", ratio)
     joint = {loss: APGD(eps, loss=loss, joint=True, **more) for loss in losses}
     plan: Plan = {f"through, {loss}": (model, attack, run, run) for loss, attack in joint.items()}
-    if any(isinstance(layer, Norm | _BatchNorm) for layer in model.modules()):
+    if any(isinstance(layer, _BatchNorm) for layer in model.modules()):
         given, short = Detached(model), APGD(eps, steps=max(1, budget.steps // 5), loss="equal_weight")
         for loss in ("equal_weight", "margin"):
             plan[f"as given, {loss}"] = given, joint[loss], 2 * run, run

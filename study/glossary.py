@@ -14,12 +14,12 @@ LEAVE = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes
 
 
 def definitions(page: nodes.document) -> dict[str, tuple[str, str]]:
-    """By term, in small letters: its definition, and its anchor on the page of the glossary."""
+    """By term: its definition, and its anchor on the page of the glossary."""
     found = {}
     for item in page.findall(nodes.definition_list_item):
         told = " ".join(item[-1].astext().split())
         for term in (part for part in item if isinstance(part, nodes.term)):
-            found[term[0].astext().lower()] = told, term["ids"][0]
+            found[term[0].astext()] = told, term["ids"][0]
     return found
 
 
@@ -31,12 +31,13 @@ def link_terms(app: Any, page: nodes.document, name: str) -> None:
     for text in list(page.findall(nodes.Text)):
         if any(isinstance(parent, LEAVE) for parent in _parents(text)) or not left:
             continue
-        words = sorted(map(re.escape, left), key=len, reverse=True)
+        words = sorted(map(_pattern, left), key=len, reverse=True)
         pieces: list[nodes.Node] = []
         rest = text.astext()
-        while found := re.search(rf"\b({'|'.join(words)})\b", rest, re.IGNORECASE) if left else None:
-            told, anchor = left.pop(found[0].lower())
-            words.remove(re.escape(found[0].lower()))
+        while found := re.search(rf"\b({'|'.join(words)})\b", rest) if left else None:
+            term = next(one for one in left if re.fullmatch(_pattern(one), found[0]))
+            told, anchor = left.pop(term)
+            words.remove(_pattern(term))
             target = f"{app.builder.get_relative_uri(name, PAGE)}#{anchor}"
             link = nodes.reference(
                 "", found[0], refuri=target, reftitle=told, internal=True, classes=["term"]
@@ -45,6 +46,12 @@ def link_terms(app: Any, page: nodes.document, name: str) -> None:
             rest = rest[found.end() :]
         if pieces:
             text.parent.replace(text, [*pieces, nodes.Text(rest)])
+
+
+def _pattern(term: str) -> str:
+    """Names as they are written; other terms also at the start of a sentence."""
+    first = f"[{term[0]}{term[0].upper()}]" if term[0].islower() else re.escape(term[0])
+    return first + re.escape(term[1:])
 
 
 def _parents(node: nodes.Node) -> list[nodes.Node]:

@@ -112,7 +112,7 @@ def others(train_set: rnlib.Dataset, train: str, profile: str) -> dict[str, nn.M
 
 def dial_figure(profile: str) -> Figure:
     """Accuracy under PGD against the factor on the outputs: a panel for each kind of network and loss."""
-    rows = dial.table(_stored(profile))
+    rows = dial.curves(_stored(profile))
     rows = rows[(rows.dataset == DATASET) & rows.loss.isin(["cross_entropy", "equal_weight"])]
     of = rows.network.str.removeprefix("Fashion-MNIST: ")
     rows = rows.assign(panel=of + ", " + rows.loss.map(lambda loss: figures.name(loss, "loss")))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
@@ -22,6 +23,17 @@ def table(profile: str, measurement: str = "temperature") -> pd.DataFrame:
     rows = rows[rows.norm.isin(["batch_norm", "robust_norm"])]
     columns = zip(rows.dataset, rows.norm, rows.training, rows.experiment, rows.epochs, strict=True)
     return rows.assign(network=[_network(*one) for one in columns])
+
+
+def curves(profile: str) -> pd.DataFrame:
+    """:func:`table` with every accuracy on the images that all cells of a network have: its first ones."""
+    rows = table(profile)
+    shared = rows.groupby("run").n.transform("min")
+    correct = [
+        int(results.outcomes(profile, "temperature", row)[:n].sum())
+        for (_, row), n in zip(rows.iterrows(), shared, strict=True)
+    ]
+    return rows.assign(n=shared, correct=correct, accuracy=100 * np.array(correct) / shared)
 
 
 def _network(dataset: str, norm: str, training: str, experiment: str, epochs: int) -> str:
@@ -61,7 +73,7 @@ def explorable(profile: str) -> HTML | Markdown:
 
     Vega-Lite draws it; its script comes with the page. Without scripts the first network is a plain figure.
     """
-    rows = table(profile)
+    rows = curves(profile)
     rows = rows[rows.loss.isin(LOSSES)]
     if rows.empty:
         return Markdown("Nothing measured yet.")
@@ -119,14 +131,19 @@ def _chart(rows: pd.DataFrame) -> Any:
     words = (
         "outputs times " + alt.datum.factor + ": batch statistics lead by " + alt.expr.format(words, "+.1f")
     )
+    halo = told  # behind the words, so that they can be read on a line
+    place: dict[str, Any] = {"align": "left", "dx": 10, "dy": -12}
     text: dict[str, Any] = {"fontSize": 14, "fontWeight": "bold"}
     return (
         alt.layer(
             base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q"),
-            base.mark_line().encode(y=accuracy, strokeDash=alt.StrokeDash("statistics:N", legend=None)),
+            base.mark_line().encode(
+                y=accuracy, strokeDash=alt.StrokeDash("statistics:N", legend=None).scale(domain=both)
+            ),
             here.mark_rule(color="gray", opacity=0.3),
             here.mark_point(size=120, filled=True, opacity=1).encode(y=accuracy),
-            told.mark_text(align="left", dx=10, dy=-10, **text).encode(y=accuracy, text="told:N"),
+            halo.mark_text(stroke="white", strokeWidth=5, **place, **text).encode(y=accuracy, text="told:N"),
+            told.mark_text(**place, **text).encode(y=accuracy, text="told:N"),
             gap.transform_calculate(told=words + " points")
             .mark_text(align="right", **text)
             .encode(x=alt.value("width"), y=alt.value(-10), text="told:N"),

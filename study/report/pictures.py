@@ -59,6 +59,6 @@ def gradient_sources(
     positive = np.concatenate([own, others])[np.concatenate([own, others]) > 0]
     limits = (positive.min() / 2, positive.max() * 2)
     grid.set(xscale="log", yscale="log", xlim=limits, ylim=limits)
-    grid.set_axis_labels("gradient from the image's own loss", "from its neighbours' losses")
+    grid.set_axis_labels("length of the gradient from the image's own loss", "from its neighbours' losses")
     figure: Figure = grid.figure
     return figure

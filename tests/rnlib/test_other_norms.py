@@ -233,7 +233,7 @@ def test_without_affine_is_scale_one_and_shift_zero(name, training):
 def test_a_scale_without_a_shift_is_one_with_a_shift_of_zero(name, training):
     native, x = nn.BatchNorm2d(3).double(), draw(4, 3, 5, 5)
     nn.init.uniform_(native.weight, 0.5, 2, generator=seeded(3))
-    with_it = convert_norms(native, name)
+    with_it = convert_norms(copy.deepcopy(native), name)
     native.bias = None
     without = convert_norms(native, name)
     assert without.bias is None
