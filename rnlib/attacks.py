@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -180,8 +181,12 @@ def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     if isinstance(value, tuple) and len(value) != x.shape[1]:
         fix = f"give one for each of {x.shape[1]} channels, or a single float"
         raise ValueError(f"{name} has {len(value)} values for images of shape {tuple(x.shape)}: {fix}")
-    tensor = torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True)
-    return tensor.view(-1, *[1] * (x.ndim - 2))
+    return _constant(value, x.dtype, x.device).view(-1, *[1] * (x.ndim - 2))
+
+
+@lru_cache  # brought to the device once, and not at every step of a training
+def _constant(value: Pixels, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(value, dtype=dtype, device=device)
 
 
 def draw(sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:
