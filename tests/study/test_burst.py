@@ -148,7 +148,7 @@ def test_a_process_stops_by_itself_when_the_time_is_over(empty, long, monkeypatc
 
 
 def killed(profile, checkpoint):
-    """A burst in a process of its own, killed once a checkpoint is there; comes back when all of it is dead."""
+    """A burst in a process of its own, killed once a checkpoint is there; returns when all of it is dead."""
     read, write = os.pipe()
     slow, train = lambda: time.sleep(0.1), burst.train_run
 
