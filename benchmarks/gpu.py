@@ -54,6 +54,13 @@ def seconds(device: str, function: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
+def memory(case: str) -> Iterator[Line]:
+    """Yield how much memory of the GPU all processes have taken, their own parts of CUDA included."""
+    if torch.cuda.is_available():
+        free, there = torch.cuda.mem_get_info()
+        yield exact(f"memory, {case}", "memory", (there - free) / 2**20, "MiB")
+
+
 def settings(kind: str, size: int) -> Training:
     """An epoch of natural or adversarial training."""
     return Training(epochs=1, batch_size=size, lr=LR, attack=WAYS[kind], precision="bfloat16")
@@ -126,7 +133,9 @@ def lines(smoke: bool) -> Iterator[Line]:
             model, perturb = network(), plain_pgd(network(), y, 3) if WAYS[kind] else lambda images: images
             took = seconds(device, bare_steps(model, x, y, steps=steps, perturb=perturb))
             yield exact(f"{kind}, plain loop", "speed", steps * size / took, "images/s")
+            yield from memory(f"{kind}, 1 process")
             side_by_side(processes, kind)  # warm them up, all together
+            yield from memory(f"{kind}, {1 + len(processes)} processes")
             for count in counts:
                 models = [network() for _ in range(count)]
                 hows: dict[str, Callable[[], Any]] = {

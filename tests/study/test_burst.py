@@ -144,6 +144,14 @@ def test_a_process_stops_by_itself_when_the_time_is_over(empty, long, monkeypatc
     assert process.exitcode == 1
 
 
+def test_on_a_gpu_networks_are_trained_as_those_of_the_book_were(monkeypatch):
+    found = []
+    monkeypatch.setattr(burst, "train_run", lambda run, device: found.append(run))
+    for experiment, device in (("two_epochs", "cuda:1"), ("two_epochs", "cpu"), ("headline", "cpu")):
+        burst.work(make_run(PROFILE, experiment=experiment), "", device, os.getppid(), float("inf"))
+    assert [(run.compile, run.snapshots) for run in found] == [(True, (1, 2)), (False, (1, 2)), (False, ())]
+
+
 # -- what goes wrong
 
 
