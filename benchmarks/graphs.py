@@ -24,7 +24,7 @@ from benchmarks.measure import Line, exact
 from benchmarks.subjects import BATCH, random_images
 from benchmarks.training import EPS, LR, STEP_SIZE
 from rnlib.attacks import BIM, PGD
-from rnlib.data import Dataset, _moved, _moves, to_float
+from rnlib.data import Dataset, _moves, augment, to_float
 from rnlib.models import resnet
 from rnlib.train import Bfloat16, Training, _schedule, fit
 
@@ -84,7 +84,7 @@ class Member:
         index = self.order[places]
         images, y = self.dataset.images[index], self.dataset.labels[index]
         if training.augment in (None, True):
-            images = _moved(images, self.moves[:, places])
+            images = augment(images, self.moves[:, places])
         x = to_float(images.contiguous(memory_format=self.memory_format))
         if training.attack is not None:
             self.model.train(training.crafting != "eval")

@@ -19,6 +19,7 @@ from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled, 
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
+_constant = lru_cache(torch.tensor)  # is brought to the device once, and not at every step of a training
 
 
 def gaps(logits: Tensor, y: Tensor) -> Tensor:
@@ -181,12 +182,7 @@ def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     if isinstance(value, tuple) and len(value) != x.shape[1]:
         fix = f"give one for each of {x.shape[1]} channels, or a single float"
         raise ValueError(f"{name} has {len(value)} values for images of shape {tuple(x.shape)}: {fix}")
-    return _constant(value, x.dtype, x.device).view(-1, *[1] * (x.ndim - 2))
-
-
-@lru_cache  # brought to the device once, and not at every step of a training
-def _constant(value: Pixels, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.tensor(value, dtype=dtype, device=device)
+    return _constant(value, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 2))
 
 
 def draw(sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:

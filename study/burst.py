@@ -1,9 +1,14 @@
 """What a profile lacks, side by side within a time limit, and then packed to be carried away.
 
 ``python -m study.burst --minutes 10 --out DIR`` says what it costs, trains and measures in results/, stops in
-time, and packs into DIR, in parts of at most 16 MiB, what has changed since the first burst into it. What
-was cut off goes on with the next burst. ``--unpack DIR`` puts what is packed into results/ elsewhere.
+time, and packs into DIR, in parts of at most 16 MiB, what has changed since the first burst into it. What was
+cut off goes on with the next burst. ``--unpack DIR`` puts what is packed into results/ elsewhere.
 """
+# ruff: noqa: E402
+
+import time
+
+BEGIN = time.time()  # the limit counts from here: the imports take seconds
 
 import argparse
 import hashlib
@@ -14,7 +19,6 @@ import os
 import re
 import sys
 import threading
-import time
 import zipfile
 from collections.abc import Iterable
 from dataclasses import replace
@@ -178,7 +182,7 @@ def main() -> None:
     parser.add_argument(
         "--rehearse", action="store_true", help="the tests' tiny profile on the CPU, in OUT/results"
     )
-    options, begin = parser.parse_args(), time.time()
+    options = parser.parse_args()
     folder, profile, device = options.out, options.profile, chosen_device("cpu" if options.rehearse else None)
     if options.rehearse:
         os.environ["RNLIB_RESULTS"], profile = str(folder / "results"), str(ROOT / "tests/study/tiny.yml")
@@ -188,7 +192,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not (mark := folder / "begun").exists():
             mark.touch()
-        stop = begin + 60 * options.minutes - min(RESERVE, 6 * options.minutes)
+        stop = BEGIN + 60 * options.minutes - min(RESERVE, 6 * options.minutes)
         processes = options.processes or (4 if "cuda" in device else os.cpu_count() or 1)
         fine = burst(profile, stop, device, processes, RATES["cuda" if "cuda" in device else "cpu"])
         there = sorted(results_folder(Path(profile).stem).glob("*/[!.]*"))
