@@ -29,7 +29,7 @@ import torch
 
 from study import store
 from study.networks import training_set
-from study.runs import ROOT, Run, grid, other_seed, results_folder, tables
+from study.runs import ROOT, Run, grid, results_folder, tables
 from study.work import chosen_device, measure_run, train_run
 
 PART, RESERVE = 16 * 2**20, 5  # bytes; seconds for packing
@@ -57,12 +57,6 @@ def seconds(run: Run, rate: float) -> float:
     done = len(torch.load(kept, weights_only=True)["history"]) if kept.exists() else 0
     steps = 1 + ATTACK_STEP * run.attack_steps * (run.training == "adversarial")
     return (run.epochs - done) * len(training_set(run)) * steps / rate
-
-
-def ready(run: Run, table: str) -> bool:
-    """Whether the weights are there that a measurement needs."""
-    needed = [run, other_seed(run)] if table == "transfer_between_seeds" else [run] if table else []
-    return all((one.directory / store.WEIGHTS).exists() for one in needed)
 
 
 def work(run: Run, table: str, device: str, manager: int, stop: float) -> None:
@@ -100,10 +94,11 @@ def burst(profile: str, stop: float, device: str, processes: int, rate: float) -
             run, table = running.pop(process)
             failed, fine = (failed + 1, False) if process.exitcode else (0, fine)
             print(f"{run.name} {table or 'training'}: {'FAILED' if process.exitcode else 'done'}", flush=True)
-        job = next((job for job in pending if ready(*job)), None)
+        ready = (job for job in pending if not job[1] or (job[0].directory / store.WEIGHTS).exists())
+        job = next(ready, None)
         if job and len(running) < processes:
             pending.remove(job)
-            arguments = (*job, device, os.getpid(), stop)
+            arguments = (*job, device, os.getpid(), stop + 1)  # the manager is to be the first to end
             process = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
             process.start()
             running[process] = job
@@ -118,7 +113,8 @@ def burst(profile: str, stop: float, device: str, processes: int, rate: float) -
 
 def pack(files: Iterable[Path], folder: Path) -> None:
     """Zip files of runs, in parts, in place of what is packed in the folder."""
-    before = set(folder.glob("pack-*"))
+    for path in folder.glob("pack-*"):
+        path.unlink()
     with zipfile.ZipFile(made := io.BytesIO(), "w") as archive:
         for path in files:
             archive.write(path, "/".join(path.parts[-3:]))
@@ -126,9 +122,6 @@ def pack(files: Iterable[Path], folder: Path) -> None:
     for number, part in enumerate(parts, 1):
         path = folder / f"pack-{number}of{len(parts)}-{hashlib.sha256(part).hexdigest()}"
         store.write(path, partial(Path.write_bytes, data=part))
-        before.discard(path)
-    for path in before:
-        path.unlink()
 
 
 def unpack(folder: Path) -> None:

@@ -70,9 +70,6 @@ def test_trainings_come_before_tables_in_the_order_of_the_profile_and_nothing_tw
     assert all(table for _, table in left[2:])
     assert {run for run, _ in left} == set(runs) - {runs[1]}
     assert left[2] == (runs[0], "evaluations")
-    assert not burst.ready(runs[0], "evaluations")
-    assert burst.ready(runs[0], "")
-    assert not burst.ready(runs[3], "transfer_between_seeds")  # there is no other seed
 
 
 def test_the_prediction_counts_epochs_images_and_attack_steps(empty, long):
