@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from rnlib.norms import BatchNorm, Norm, is_native
 
 STATISTICS_MODES = ("tracked", "batch")
+WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer name: the layer's two statistics (mean and variance, or mean and range), each (C,)."""
+
+
+def wide(v: Tensor) -> Tensor:
+    """v in float64, or as it is where its device has none."""
+    return v if v.device.type in WITHOUT_FLOAT64 else v.double()
 
 
 @contextmanager
@@ -319,17 +325,17 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
     # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
     with torch.inference_mode(False), torch.enable_grad(), borrowed(model), evaluation_mode(model):
         leaf, label = x.detach().clone().requires_grad_(), y[:, None].long().clone()
-        own, others = (torch.zeros_like(leaf, dtype=torch.float64) for _ in range(2))
+        own, others = (torch.zeros_like(wide(leaf)) for _ in range(2))
         with use_statistics(model, statistics):
-            logits = logits_of(model(leaf)).double()
+            logits = wide(logits_of(model(leaf)))
         odds = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
         for i, slope in enumerate(odds.detach().sigmoid()):
-            gradient = slope * torch.autograd.grad(odds[i], leaf, retain_graph=True)[0].double()
+            gradient = slope * wide(torch.autograd.grad(odds[i], leaf, retain_graph=True)[0])
             own[i] = gradient[i]
             gradient[i] = 0
             others += gradient
     own, others = own.flatten(1), others.flatten(1)
     a, b = own.norm(dim=1), others.norm(dim=1)
     cosine = torch.where((a > 0) & (b > 0), (own / a[:, None] * (others / b[:, None])).sum(1), 0)
-    agreement = (own.sign() == (own + others).sign()).double().mean(1)
+    agreement = wide((own.sign() == (own + others).sign()).float()).mean(1)
     return GradientShares(a, b, b / a, cosine, agreement)

@@ -107,7 +107,8 @@ def test_arrays_become_tensors():
     [
         (IMAGES.images.permute(0, 2, 3, 1), Y, r"\(4, 8, 8, 3\): .*permute\(0, 3, 1, 2\)"),
         (IMAGES.images.permute(0, 2, 3, 1).numpy(), Y, r"permute\(0, 3, 1, 2\)"),
-        (X, Y, "images must be uint8"),
+        (255 * X, Y, r"they must lie in \[0, 1\]"),
+        (X.bool(), Y, "images must be uint8 or floating-point"),
         (IMAGES.images[0], Y, r"\(N, C, H, W\), got torch.uint8 \(3, 8, 8\)"),
         (IMAGES.images, nn.functional.one_hot(Y), r"argmax\(1\)"),
         (IMAGES.images, nn.functional.one_hot(Y).float(), r"argmax\(1\)"),
