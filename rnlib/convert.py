@@ -101,11 +101,15 @@ def _example(layer: nn.Module) -> Tensor:
 
 def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[str, Any]) -> nn.Module:
     native, named = is_native(old), isinstance(norm, str)
-    kinds = (kind for kind in type(old).__mro__ if kind in _KNOWN)
-    native_class: Any = getattr(old, "native_class", next(kinds, _NATIVE_CLASS[dimensions]))
+    known = next((kind for kind in type(old).__mro__ if kind in _KNOWN), None)
+    native_class: Any = known if native else old.native_class
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics
     settings = {"track_running_stats": statistics == "tracked"} | options
-    make: Any = partial(native_class, **settings) if norm == NATIVE else make_norm(norm, **options)
+    make: Any = (
+        partial(native_class or _NATIVE_CLASS[dimensions], **settings)
+        if norm == NATIVE
+        else make_norm(norm, **options)
+    )
     try:
         new = make(old.num_features)
     except TypeError as error:
