@@ -109,11 +109,10 @@ class _RangeNorm(Function):
         x, weight, bias, centre, span, inverse, scale, extremes = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: what follows would hide from autograd how it depends on x
             y, *_ = _composed(x, weight, bias, ctx.p, ctx.eps, ctx.centre_at_min)
-            wanted = [t if need else None for t, need in zip((x, weight, bias), ctx.needs_input_grad)]  # noqa: B905
-            found = iter(
-                torch.autograd.grad(y, [t for t in wanted if t is not None], grad, create_graph=True)
-            )
-            return *(None if t is None else next(found) for t in wanted), None, None, None
+            needed = ctx.needs_input_grad
+            inputs = [tensor for tensor, need in zip((x, weight, bias), needed[:3], strict=True) if need]
+            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            return tuple(next(found) if need else None for need in needed)
         memory_format = torch.channels_last if channels_innermost(x) else torch.contiguous_format
         grad = grad.contiguous(memory_format=memory_format)
         # The evaluation form of the kernel sums grad (x - centre) and grad over each channel. A GPU's wants a
