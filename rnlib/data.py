@@ -320,8 +320,8 @@ def read_tree(path: Path, split: str) -> Split:
 
     The images come in the order of their paths; the classes are the sorted folder names over both splits.
     Both are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then 0.01
-    s). A warning counts what is left out. Raises ValueError where the split is not there, the archive is
-    damaged, or an image has another size, cannot be read or cannot be represented.
+    s). A warning counts what is left out but hidden files. Raises ValueError where the split is not there,
+    the archive is damaged, or an image has another size, cannot be read or cannot be represented.
     """
     path = path.resolve()
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _below(path)]
@@ -371,7 +371,8 @@ def _pixels(name: str, content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode, deep = image.mode, ";16" in str(image.tile)
-            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            alpha = "transparency" in image.info or mode[-1] == "A"
+            if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent in places: put it on a background")
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise ValueError("it has several frames: keep one")
@@ -397,8 +398,7 @@ def _below(path: Path) -> list[Path]:
 def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
     """(name with forward slashes, what reads it) of every file; None for what is none, as links in archives.
 
-    Archives are read member by member in memory and never unpacked, so a hostile member name has nowhere to
-    escape to.
+    Archives are read member by member in memory, never unpacked: a hostile name has nowhere to escape to.
     """
     if path.is_dir():
         for file in _below(path):
