@@ -26,7 +26,7 @@ from torch.utils import data as torch_data
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, augment, batches
 from rnlib.evaluate import Images, measure, stream
-from rnlib.statistics import evaluation_mode, statistics_modes
+from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
 CRAFTING = ("train", "train-frozen", "eval")
@@ -49,10 +49,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "channels_last compile drop_last": ("True or False", lambda v: v in (True, False)),
     "augment": ("None, True, False or a function", lambda v: v in (None, True, False) or callable(v)),
     "optimizer": ("None or a class of optimizers", lambda v: v is None or callable(v)),
-    "attack": (
-        "None or an untargeted Attack()",
-        lambda v: v is None or (isinstance(v, Attack) and not v.targeted),
-    ),
+    "attack": ("untargeted, for it is given the true labels", lambda v: not getattr(v, "targeted", False)),
 }
 
 
@@ -117,6 +114,7 @@ class Training:
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
 
     def __post_init__(self) -> None:
+        check_kind("attack", self.attack, Attack | None)
         for names, (need, fits) in RULES.items():
             for name in names.split():
                 if not fits(value := getattr(self, name)):
@@ -158,9 +156,8 @@ def fit(
         TrainingDiverged: the loss or a weight became infinite or NaN.
         TypeError, ValueError: what is no model, settings or images, or a checkpoint of other ones.
     """
-    for name, value, kind in (("model", model, nn.Module), ("training", training, Training)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is {value!r}, it must be an instance of {kind.__name__}")
+    check_kind("model", model, nn.Module)
+    check_kind("training", training, Training)
     if isinstance(dataset, tuple):
         dataset = Dataset("images", dataset[0], dataset[1], ())
     chance, size, change, attack = torch.Generator(), training.batch_size, training.augment, training.attack
@@ -215,7 +212,7 @@ def fit(
                     tracked = training.crafting == "train"
                     x = attack(network, x, y, generator=attacker, update_buffers=tracked, checked=True)
                 network.train()
-                logits = network(x)
+                logits = logits_of(network(x))
                 loss = F.cross_entropy(logits, y, label_smoothing=training.label_smoothing)
                 optimizer.zero_grad()
                 loss.backward()
@@ -325,7 +322,7 @@ class Bfloat16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = self.wide_on_cpu and x.device.type == "cpu"
         with torch.autocast(x.device.type, torch.bfloat16), WideProducts() if wide else nullcontext():
-            return self.model(x).float()
+            return logits_of(self.model(x)).float()
 
 
 class WideProducts(TorchFunctionMode):

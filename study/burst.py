@@ -32,7 +32,7 @@ from study.networks import training_set
 from study.runs import ROOT, Run, grid, results_folder, tables
 from study.work import chosen_device, measure_run, train_run
 
-PART, RESERVE = 16 * 2**20, 5  # bytes; seconds for packing
+PART, RESERVE = 16 * 2**20, 8  # bytes; seconds for packing
 # Images/s of natural training of a ResNet-20: in each of four processes on an H100, on each core of a CPU.
 RATES = {"cuda": 16_600, "cpu": 600}
 ATTACK_STEP = 0.6  # what one costs, in steps of training

@@ -128,7 +128,9 @@ def measure_run(
     if name not in EVERY_NORM and "batch" not in statistics_modes(subject.model):
         raise ValueError(f"{run.name} has no batch statistics: {name} would be the same in both modes")
     origin = provenance(run, subject.images, device)
-    done: dict[str, tuple[list[Row], Tensor | None]] = torch.load(unfinished) if unfinished.exists() else {}
+    done: dict[str, tuple[list[Row], Tensor | None]] = (
+        torch.load(unfinished, weights_only=True) if unfinished.exists() else {}
+    )
     start = perf_counter()
     for cell, outcome in MEASUREMENTS[name](subject):
         if (key := "/".join(map(str, cell.values()))) in done:
