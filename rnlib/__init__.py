@@ -34,7 +34,7 @@ from rnlib.statistics import (
 )
 from rnlib.strong_attacks import APGD, FPA, GMSA, Among, Square, attack_neighbours
 from rnlib.strongest import Budget, Strongest, strongest
-from rnlib.train import Training, TrainingDiverged, fit
+from rnlib.train import Training, TrainingDiverged, fit, fit_many
 
 __version__ = "0.2.0"
 
@@ -76,6 +76,7 @@ __all__ = [
     "distance",
     "evaluate",
     "fit",
+    "fit_many",
     "frozen",
     "gradient_shares",
     "load",

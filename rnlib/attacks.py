@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled, 
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
+_constant = lru_cache(torch.tensor)  # is brought to the device once, and not at every step of a training
 
 
 def gaps(logits: Tensor, y: Tensor) -> Tensor:
@@ -180,8 +182,7 @@ def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     if isinstance(value, tuple) and len(value) != x.shape[1]:
         fix = f"give one for each of {x.shape[1]} channels, or a single float"
         raise ValueError(f"{name} has {len(value)} values for images of shape {tuple(x.shape)}: {fix}")
-    tensor = torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True)
-    return tensor.view(-1, *[1] * (x.ndim - 2))
+    return _constant(value, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 2))
 
 
 def draw(sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:

@@ -140,21 +140,24 @@ def test_order(n: int, seed: int = 0) -> Tensor:  # noqa: PT028
 test_order.__test__ = False  # type: ignore[attr-defined]  # the name is no test: pytest must not collect it
 
 
-def augment(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator | Tensor, *, padding: int = 4) -> Tensor:
     """Random crop of the zero-padded image, then mirroring with probability 1/2; vectorised over the batch.
 
-    images: uint8 (N, C, H, W); the result has the same shape. Each image draws its own offset, uniform on
-    {0, ..., 2 padding}^2. generator: of the CPU or of the images' device.
+    images: (N, C, H, W); the result has the same shape. Each image draws its own offset, uniform on
+    {0, ..., 2 padding}^2. generator: of the CPU or of the images' device, or what `_moves` drew from it.
     """
     n, _, height, width = images.shape
-    target = images.device
-    randint = partial(torch.randint, generator=generator, device=generator.device)
-    offset = randint(2 * padding + 1, (2, n)).to(target, non_blocking=True)  # else each batch would wait
+    moves = generator if isinstance(generator, Tensor) else _moves(n, generator, padding).to(images.device)
     # A view of all windows of the padded image, (N, C, 2 padding + 1, 2 padding + 1, H, W).
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    cropped = windows[torch.arange(n, device=target), :, offset[0], offset[1]]
-    mirrored = randint(2, (n, 1, 1, 1)).to(target, non_blocking=True) == 1
-    return torch.where(mirrored, cropped.flip(3), cropped)
+    cropped = windows[torch.arange(n, device=images.device), :, moves[0], moves[1]]
+    return torch.where(moves[2].view(-1, 1, 1, 1) == 1, cropped.flip(3), cropped)
+
+
+def _moves(n: int, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """For each image row and column of its window, and whether to mirror it: int64 (3, n)."""
+    draw = partial(torch.randint, generator=generator, device=generator.device)
+    return torch.cat([draw(2 * padding + 1, (2, n)), draw(2, (1, n))])
 
 
 def batches(
@@ -183,13 +186,15 @@ def batches(
         everything, labels, order = dataset.images.to(device), dataset.labels.to(device), torch.arange(n)
         if generator is not None:
             order = torch.randperm(n, generator=generator, device=generator.device)
-        stop, order = n - n % batch_size if drop_last else n, order.to(device)
-        for start in range(0, stop, batch_size):
-            index = order[start : start + batch_size]
-            images = everything[index]
-            if augmented and generator is not None:
-                images = augment(images, generator)
-            yield to_float(images.contiguous(memory_format=memory_format)), labels[index]
+        indices = order[: n - n % batch_size if drop_last else n].to(device).split(batch_size) if n else ()
+        drawn = [_moves(len(index), generator) for index in indices] if augmented and generator else []
+        moves = (
+            torch.cat(drawn, 1).to(device) if drawn else order[None]
+        )  # at once: no batch waits for the device
+        for index, move in zip(indices, moves.split(batch_size, 1), strict=False):
+            if len(index):
+                images = augment(everything[index], move) if augmented else everything[index]
+                yield to_float(images.contiguous(memory_format=memory_format)), labels[index]
 
     n, memory_format = len(dataset), torch.channels_last if channels_last else torch.contiguous_format
     return stream()
@@ -315,8 +320,8 @@ def read_tree(path: Path, split: str) -> Split:
 
     The images come in the order of their paths; the classes are the sorted folder names over both splits.
     Both are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then 0.01
-    s). A warning counts what is left out. Raises ValueError where the split is not there, the archive is
-    damaged, or an image has another size, cannot be read or cannot be represented.
+    s). A warning counts what is left out but hidden files. Raises ValueError where the split is not there,
+    the archive is damaged, or an image has another size, cannot be read or cannot be represented.
     """
     path = path.resolve()
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _below(path)]
@@ -366,7 +371,8 @@ def _pixels(name: str, content: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(content)) as image:
             mode, deep = image.mode, ";16" in str(image.tile)
-            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            alpha = "transparency" in image.info or mode[-1] == "A"
+            if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent in places: put it on a background")
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise ValueError("it has several frames: keep one")
@@ -392,8 +398,7 @@ def _below(path: Path) -> list[Path]:
 def _files(path: Path) -> Iterator[tuple[str, Callable[[], bytes] | None]]:
     """(name with forward slashes, what reads it) of every file; None for what is none, as links in archives.
 
-    Archives are read member by member in memory and never unpacked, so a hostile member name has nowhere to
-    escape to.
+    Archives are read member by member in memory, never unpacked: a hostile name has nowhere to escape to.
     """
     if path.is_dir():
         for file in _below(path):

@@ -55,9 +55,7 @@ def stream(
             raise ValueError(f"the data set {images.name!r} is empty: there is nothing to measure")
         return batches(images, batch_size, device=device), -(-len(images) // batch_size)
     if isinstance(images, str) or not isinstance(images, TorchDataset | Iterable):
-        need = (
-            "a Dataset of rnlib or PyTorch, a DataLoader, or a tuple (images, labels) of tensors or arrays"
-        )
+        need = "a Dataset of rnlib or PyTorch, a DataLoader, or a tuple (images, labels) of tensors or arrays"
         fix = "a name or path is loaded by rnlib.load(name, 'test')"
         raise TypeError(f"dataset is a {type(images).__name__}, it must be {need}; {fix}")
     loader = DataLoader(images, batch_size) if isinstance(images, TorchDataset) else images

@@ -35,11 +35,11 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
             kind = type(layer).__name__
             raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
-    for layer, _ in before:
-        setattr(layer, attribute, value)
-    if attribute == "statistics":
-        warn_if_unfilled(model)
     try:
+        for layer, _ in before:
+            setattr(layer, attribute, value)
+        if attribute == "statistics":
+            warn_if_unfilled(model)
         yield model
     finally:
         for layer, old in before:
@@ -64,11 +64,11 @@ def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[
 
 def warn_if_unfilled(model: nn.Module) -> None:
     """Name in a warning the norms that use tracked statistics and have tracked nothing yet."""
-    layers = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
-    used = [item for item in layers if item[1].statistics == "tracked"]
-    if names := ", ".join(name for name, layer in used if (layer.running_statistics[1] == 1).all()):
-        fix = "train the model, or call rnlib.recalibrate(model, images)"
-        warnings.warn(f"no batch has been averaged into tracked statistics of {names}: {fix}", stacklevel=1)
+    norms = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
+    used = [(name, norm.running_statistics[1]) for name, norm in norms if norm.statistics == "tracked"]
+    if names := [name for name, spread in used if (spread == 1).all()]:
+        what = f"no batch has been averaged into tracked statistics of {', '.join(names) or 'the model'}"
+        warnings.warn(f"{what}: train the model, or rnlib.recalibrate(model, images)", stacklevel=1)
 
 
 def check_kind(name: str, value: object, kind: Any) -> None:

@@ -23,6 +23,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import rnlib
+from study.report import results
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -365,12 +366,17 @@ def accuracy(run, table, **where):
 
 
 def test_the_numbers_of_the_readme_are_those_of_the_results():
-    run, attack = "cifar10-jpeg_resnet20_batch_norm_natural_seed0", {"attack": "pgd_linf"}
-    tracked = accuracy(run, "transfer.csv", crafted="tracked", tested="tracked", **attack)
-    batch = accuracy(run, "transfer.csv", crafted="batch", tested="batch", **attack)
-    given = accuracy(run, "transfer.csv", crafted="detached", tested="batch", **attack)
-    said = [float(number) for number in re.findall(r"(\d+\.\d)%", README)]
-    assert said == pytest.approx([tracked, batch, given, tracked], abs=0.0501)
+    bn = {"norm": "batch_norm", "training": "natural", "architecture": "resnet20"}
+    pgd = results.table("book", "evaluations", attack="pgd_linf", **bn)
+    dial = results.table("book", "temperature", factor=1.0, loss="equal_weight", **bn)
+    both = [rows.groupby("statistics").accuracy.mean() for rows in (pgd, dial)]
+    kept = [rows[mode] for rows in both for mode in ("tracked", "batch")]
+    assert [float(number) for number in re.findall(r"(\d+)%", README)] == [round(value) for value in kept]
+    rows = results.table("book", "temperature", loss="cross_entropy", **bn)
+    rows = rows.pivot_table(index="factor", columns="statistics", values="accuracy")
+    leads = (rows.batch - rows.tracked)[[0.2, 4.0]]
+    told = re.search(r"fall (\d+) points \*behind\*.*?lead by (\d+)", README, re.DOTALL)
+    assert [-float(told[1]), float(told[2])] == [round(value) for value in leads]
 
 
 def test_the_numbers_of_the_card_are_those_of_the_results():

@@ -103,8 +103,10 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
         said += f", exact p = {first.ours.p:.2g}" if first.ours.p is not None and first.ours.p >= P else ""
     else:
         same = sum(one.direction == SAME for one in comparisons)
-        said += f" on average ({first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in {same} of"
-        said += f" {wanted} cells" + (f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else "")
+        said += f" on average (cells from {first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in"
+        said += f" {same} of {wanted}" + (
+            f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else ""
+        )
     if not (theirs := [one.paper for one in comparisons if one.paper is not None]):
         return said
     said += f"; the paper's {first.signed(float(np.mean(theirs)))}"

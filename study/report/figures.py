@@ -235,4 +235,5 @@ def show(figure: Figure, *, caption: str, alt: str) -> HTML:
     source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
     style = f"width:{96 * figure.get_figwidth():.0f}px;max-width:100%;background:white"
     image = f'<img src="{source}" alt="{escape(alt)}" style="{style}">'
-    return HTML(f'<figure><div class="wide">{image}</div><figcaption>{escape(caption)}</figcaption></figure>')
+    wide = ' class="wide"' if figure.get_figwidth() > 7.2 else ""  # scrolls on a phone, others shrink
+    return HTML(f"<figure><div{wide}>{image}</div><figcaption>{escape(caption)}</figcaption></figure>")

@@ -1,7 +1,8 @@
 """Results of a profile as tidy tables, with intervals; the paper's numbers in the same form.
 
-Every interval is a 95% one. Of one network it is over test images: it leaves out what another seed would
-give and, for noise with batch statistics, another draw of the noise, which all images of a batch share.
+Every interval is a 95% one. From three seeds on it is over seeds. Of one network or two it is over test
+images: it leaves out what another seed would give and, for noise with batch statistics, another draw of the
+noise, which all images of a batch share.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from study import store
 from study.runs import HEADLINE, IDENTITY, ROOT, Run, grid, results_folder
 
 SETTINGS = [*(key for key in IDENTITY if key != "profile"), "epochs", "attack_steps", "matched"]
+SEEDS = 3  # from so many on an interval is over them: of two, it is of no use
 FEW = 50  # discordant images, below which a direction needs the exact test: our choice
 Values = NDArray[np.floating]
 Experiment = str | list[str] | None
@@ -158,16 +160,16 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
 def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") -> pd.DataFrame:
     """One row for each combination of the columns ``by``: mean, low, high, and seeds, in which rows differ.
 
-    The interval is over seeds; over images (Wilson), if there is one seed; of other values none (low = high).
+    The interval is over seeds; of fewer than three over images (Wilson); of other values none (low = high).
     """
     found = []
     for key, group in rows.groupby(list(by), sort=False, dropna=False):
         mean = float(group[value].mean())
         ends = (mean, mean)
-        if len(group) > 1:
+        if len(group) >= SEEDS:
             ends = over_seeds(list(group[value]))
         elif value == "accuracy":
-            ends = wilson(int(group.correct.iloc[0]), int(group.n.iloc[0]))
+            ends = wilson(round(group.correct.mean()), int(group.n.iloc[0]))
         found.append((*key, mean, *ends, len(group)))
     return pd.DataFrame(found, columns=[*by, "mean", "low", "high", "seeds"])
 
@@ -176,9 +178,10 @@ def intervals(rows: pd.DataFrame, by: Sequence[str], value: str = "accuracy") ->
 class Difference:
     """One side minus another, in points for accuracies.
 
-    The interval is t over seeds where there are several; else over the n images (paired where these are the
-    same), channels, directions or epochs (bootstrap). ``p`` is of the exact paired test, where one seed is
-    compared on images of which fewer than ``FEW`` are discordant: the bootstrap is too sure of itself there.
+    The interval is t over three seeds or more; else over the n images (paired where these are the same),
+    channels, directions or epochs (bootstrap), of two seeds on their means. ``p`` is of the exact paired
+    test, where one seed is compared on images of which fewer than ``FEW`` are discordant: the bootstrap is
+    too sure of itself there.
     """
 
     mean: float
@@ -206,13 +209,19 @@ def contrast(
     if not found:
         return None
     n = min(len(side) for pair in found for side in pair)
-    if len(found) > 1:
+    if len(found) >= SEEDS:
         means = [float(first.mean() - second.mean()) for first, second in found]
         return Difference(float(np.mean(means)), *over_seeds(means), n, len(found))
-    ((first, second),) = found
-    if len(sides) == 2 and value == "accuracy" and len(first) == len(second):
+    first, second = (_of_seeds([pair[side] for pair in found]) for side in (0, 1))
+    if len(found) == 1 and len(sides) == 2 and value == "accuracy" and len(first) == len(second):
         p = mcnemar(first > 0, second > 0) if (first != second).sum() < FEW else None
-    return Difference(*difference(first, second), n, 1, p)
+    return Difference(*difference(first, second), n, len(found), p)
+
+
+def _of_seeds(values: Sequence[Values]) -> Values:
+    """The mean of each image over one or two seeds; all values, where seeds differ in their number."""
+    same = len({len(one) for one in values}) == 1
+    return np.mean(values, axis=0) if same else np.concatenate(values)
 
 
 def _values(profile: str, name: str, rows: pd.DataFrame, value: str) -> Values:

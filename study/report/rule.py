@@ -10,8 +10,8 @@ from study.report.figures import name
 
 CONDITIONS = {
     "gap": "With batch statistics the same weights withstand the paper's attacks better.",
-    "clean fit": "Statistics that fit the clean batch, and cannot follow the attack, are better, too.",
-    "stronger attacks": "The advantage stays under a better attack: another loss, the strongest of many.",
+    "clean fit": "Statistics of the clean batch, which cannot follow the attack, beat plain averages.",
+    "stronger attacks": "The advantage stays under a better attack: statistics as given, other losses.",
     "one image": "It stays when one image of the batch is attacked, so that images cannot defend each other.",
     "no gradient": "It stays under an attack that uses no gradient.",
     "other norms": "Norms that never had a mismatch are more robust than tracked BatchNorm.",
@@ -20,6 +20,7 @@ HOLDS, FAILS, UNCLEAR = "met", "contradicted", "unclear"
 SURVIVES, REFUTED = "survives: every condition holds", "is refuted: a necessary condition is contradicted"
 UNDECIDED = "is undecided: no condition is contradicted, and not all are clear"
 OPEN = "is open: no condition is contradicted so far, and some are untested"
+NO_GAP = "has nothing to explain: the gap is not there"
 
 
 def conditions(profile: str, training: str) -> dict[str, tuple[str, list[Part]]]:
@@ -50,7 +51,12 @@ def state(states: list[str]) -> str:
 
 
 def decide(states: list[str]) -> str:
-    """What the rule says: survives, is refuted, is undecided, or is open while something is untested."""
+    """What the rule says of the conditions' states, in their order; without the gap, which is first, nothing.
+
+    The hypothesis survives, is refuted, is undecided, or is open while something is untested.
+    """
+    if states[:1] == [FAILS]:
+        return NO_GAP
     return {FAILS: REFUTED, UNTESTED: OPEN, UNCLEAR: UNDECIDED, HOLDS: SURVIVES}[state(states)]
 
 

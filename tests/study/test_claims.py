@@ -322,12 +322,12 @@ def test_cells_are_counted_and_all_are_needed():
     found = {one.what: one.ours.mean for one in part.comparisons}
     assert found == pytest.approx({"pgd, 1": 21, "pgd, 2": 22, "Noise, 1": 21, "Noise, 2": 22})
     told = claims.magnitude(part.comparisons, part.wanted)
-    assert told == "+21.5 points on average (+21.0 to +22.0), as claimed in 4 of 4 cells"
+    assert told == "+21.5 points on average (cells from +21.0 to +22.0), as claimed in 4 of 4"
     del cells["batch", "noise", 2]
     probe(cells)
     part = judged(over=over, shared={"norm": "batch_norm"})
     assert part.direction == UNTESTED
-    assert claims.magnitude(part.comparisons, part.wanted).endswith("3 of 4 cells (1 not measured)")
+    assert claims.magnitude(part.comparisons, part.wanted).endswith("3 of 4 (1 not measured)")
 
 
 @pytest.mark.usefixtures("own_results")
@@ -437,6 +437,7 @@ def test_a_condition_is_met_only_if_all_of_it_is(monkeypatch, directions, state)
         ([rule.HOLDS, rule.FAILS, UNTESTED], rule.REFUTED),
         ([rule.HOLDS, UNTESTED, rule.UNCLEAR], rule.OPEN),
         ([rule.HOLDS, rule.UNCLEAR], rule.UNDECIDED),
+        ([rule.FAILS, rule.FAILS, UNTESTED], rule.NO_GAP),
     ],
 )
 def test_one_contradiction_refutes_and_all_must_hold_to_survive(states, outcome):

@@ -130,6 +130,10 @@ def test_gaps_pair_images_and_seeds():
     write(make_run("book", seed=2), "probe", {("batch", "pgd", 1): 60}, ("statistics", "attack", "size"))
     (row,) = results.gaps("book", "probe", ["attack"], *MODES).itertuples()  # seed 2 has one side alone
     assert (row.mean, row.seeds) == (pytest.approx(30), 2)
+    # Of two seeds the interval is over images, each the mean of both networks.
+    sides = [np.mean([np.arange(100) < hits + seed for seed in (0, 1)], 0) for hits in (60, 30)]
+    wanted = results.difference(*(100.0 * side for side in sides))
+    assert (row.low, row.high) == pytest.approx(wanted[1:])
 
 
 def test_few_discordant_images_carry_the_exact_test():

@@ -147,6 +147,12 @@ def test_one_image_needs_its_batch_axis():
         PGD(0.1)(MODEL, X[0], Y[0])
     with pytest.raises(ValueError, match=r"\(3, 8, 8\), expected \(N, 3, H, W\)"):
         MODEL(X[0])
+    unbatched = torch.rand(8, 8, 8)  # which PyTorch's convolutions answer, and where C is H
+    for norm in ("batch_norm", "robust_norm", "sigma_norm"):
+        model = convert_norms(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)), norm)
+        with pytest.raises(ValueError, match="expected 4D input"):
+            model(unbatched)
+    assert convert_norms(nn.BatchNorm1d(8), "robust_norm")(unbatched).shape == (8, 8, 8)
 
 
 def test_a_path_is_a_name_too(tmp_path):
