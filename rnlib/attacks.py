@@ -410,8 +410,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True
         raise ValueError(f"{given} {need}, not empty")
     low, high = (v.item() for v in x.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
-        fix = "normalisation belongs inside the model"
-        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: {fix}")
+        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: add a Normalize")
     if y.min() < 0:
         raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
     if attacked and any(layer.training for layer in model.modules()):

@@ -429,7 +429,8 @@ def _cached(identity: str, make: Callable[[], Any]) -> Any:
         torch.save(found, temporary)
         temporary.replace(file)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         message = f"images are not cached, {folder} cannot be written ({error}): set RNLIB_CACHE"
         warnings.warn(message, stacklevel=2)
     return found

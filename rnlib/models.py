@@ -238,17 +238,11 @@ def _initialised(layers: list[nn.Module]) -> nn.Module:
 # Of each trained network the first half of the sha256 of its weights, and the percent right of 2,000 test
 # images, clean and under the paper's PGD, with tracked and with batch statistics.
 _TRAINED = {
-    "resnet20_batch_norm_natural_seed0": ("97118ff36e9601b0d5d20d95ed9fa090", 87.35, 28.65, 83.65, 49.25),
-    "resnet20_batch_norm_natural_seed1": ("09457d1494049a7aefc9f76371ab4a1b", 87.45, 29.70, 84.80, 48.05),
-    "resnet20_batch_norm_adversarial_seed0": ("eda2c860aed493cb5f7288cb8c3ce22f", 83.85, 70.85, 79.65, 63.45),
-    "resnet20_robust_norm_natural_seed0": ("3c9fb17a71f751c44228f2626dc1f269", 87.80, 33.80, 85.55, 56.60),
-    "resnet20_robust_norm_adversarial_seed0": (
-        "ef1e554e487e85d0794a137dd09aaaa7",
-        83.70,
-        71.15,
-        82.15,
-        66.40,
-    ),
+    "batch_norm_natural_seed0": ("97118ff36e9601b0d5d20d95ed9fa090", 87.35, 28.65, 83.65, 49.25),
+    "batch_norm_natural_seed1": ("09457d1494049a7aefc9f76371ab4a1b", 87.45, 29.70, 84.80, 48.05),
+    "batch_norm_adversarial_seed0": ("eda2c860aed493cb5f7288cb8c3ce22f", 83.85, 70.85, 79.65, 63.45),
+    "robust_norm_natural_seed0": ("3c9fb17a71f751c44228f2626dc1f269", 87.80, 33.80, 85.55, 56.60),
+    "robust_norm_adversarial_seed0": ("ef1e554e487e85d0794a137dd09aaaa7", 83.70, 71.15, 82.15, 66.40),
 }
 _RESULTS = Path(__file__).resolve().parent.parent / "results" / "book"
 
@@ -279,12 +273,12 @@ def pretrained(
         ValueError: another network (those there are are named), or weights that are not what was published.
         FileNotFoundError: no weights here; the message says where to get them.
     """
-    name = f"{architecture}_{norm}_{training}_seed{seed}"
-    if name not in _TRAINED or dataset != "cifar10-jpeg":
-        known = ", ".join(f"cifar10-jpeg {one.replace('_seed', ' seed ')}" for one in _TRAINED)
-        raise ValueError(f"there is no trained {dataset} {name}; there are: {known}")
+    name = f"{norm}_{training}_seed{seed}"
+    if name not in _TRAINED or (dataset, architecture) != ("cifar10-jpeg", "resnet20"):
+        known = f"of cifar10-jpeg and resnet20 {', '.join(_TRAINED)}"
+        raise ValueError(f"there is no trained {dataset} {architecture} {name}; there are: {known}")
     sha256, *percent = _TRAINED[name]
-    run = f"{dataset}_{name.replace('robust_norm', 'robust_norm-p0.2')}"
+    run = f"{dataset}_{architecture}_{name.replace('robust_norm', 'robust_norm-p0.2')}"
     cache = Path(os.environ.get("RNLIB_CACHE") or Path.home() / ".cache" / "rnlib") / f"{run}.safetensors"
     address = os.environ.get("RNLIB_WEIGHTS")
     path = next((p for p in (_RESULTS / run / "weights.safetensors", cache) if p.is_file()), cache)
@@ -298,7 +292,7 @@ def pretrained(
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
         raise ValueError(f"{path} is damaged: its sha256 does not start with {sha256}; fetch it again")
     mean, std = STATISTICS[dataset]
-    model: Any = resnet(int(architecture.removeprefix("resnet")), norm, mean=mean, std=std)
+    model: Any = resnet(20, norm, mean=mean, std=std)
     model.load_state_dict(load_file(path))
     cells = [(statistics, attack) for statistics in ("tracked", "batch") for attack in ("clean", "pgd_linf")]
     epochs, steps = (100, 0) if training == "natural" else (40, 3)
