@@ -28,6 +28,8 @@ ROWS = (
     "scaling",
     "profiles",
 )
+# These need a GPU, are measured if they are named, and have a file of their own.
+GPU_ROWS = ("gpu", "graphs")
 RESULTS = Path(__file__).with_name("results.csv")
 # glibc hands blocks of a few megabytes back to the system as soon as they are free, and a loop over one layer
 # then spends most of its time on page faults (0.6 ms for 8 MB). Within a network they are less than 2%: there
@@ -87,15 +89,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Print and write the performance table."
     )
-    parser.add_argument("rows", nargs="*", metavar="row", help=f"all by default: {', '.join(ROWS)}")
+    parser.add_argument(
+        "rows",
+        nargs="*",
+        metavar="row",
+        help=f"by default {', '.join(ROWS)}; with a GPU {', '.join(GPU_ROWS)}",
+    )
     parser.add_argument("--output", type=Path, help="CSV file; rows in it that are not measured now stay")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round: shows that it works")
     options = parser.parse_args()
-    if unknown := [row for row in options.rows if row not in ROWS]:
-        parser.error(f"unknown row {', '.join(unknown)}; known are {', '.join(ROWS)}")
+    known = (*ROWS, *GPU_ROWS)
+    if unknown := [row for row in options.rows if row not in known]:
+        parser.error(f"unknown row {', '.join(unknown)}; known are {', '.join(known)}")
     keep_freed_memory()
     torch.set_num_threads(1)
-    output = options.output or (Path("_build/benchmarks-smoke.csv") if options.smoke else RESULTS)
+    results = RESULTS.with_name("results-gpu.csv") if set(options.rows) & set(GPU_ROWS) else RESULTS
+    output = options.output or (Path("_build/benchmarks-smoke.csv") if options.smoke else results)
     kept = os.environ.get("GLIBC_TUNABLES") == KEEP_MEMORY
     print(
         f"{measure.machine()}; Python {platform.python_version()}, torch {torch.__version__}, "
@@ -116,7 +125,7 @@ def main() -> None:
             print(f"| {row} | not measured: {error} | | | | | | |", flush=True)
             continue
         print(*table(row, lines), sep="\n", flush=True)
-        measure.write(output, row, lines, ROWS)
+        measure.write(output, row, lines, known)
     print(f"\nwritten to {output}")
     if failed:
         sys.exit(1)

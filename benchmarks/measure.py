@@ -158,8 +158,10 @@ def missing(case: str, target: str, note: str) -> Line:
     return Line(case, "ratio", math.nan, "x", math.nan, math.nan, target, note)
 
 
-def machine() -> str:
-    """Processor, cores and system."""
+def machine(gpu: bool = False) -> str:
+    """Processor, cores and system, and before them the GPU if that is what is measured."""
+    if gpu and torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; {machine()}"
     name, file = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if file.exists():
         fields = (line.partition(":") for line in file.read_text().splitlines())
@@ -174,7 +176,7 @@ def write(path: Path, row: str, lines: Iterable[Line], order: Iterable[str]) -> 
         order: all rows, in the order that the file has.
     """
     shared = {
-        "machine": machine(),
+        "machine": machine(gpu=row in ("gpu", "graphs")),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

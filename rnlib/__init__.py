@@ -17,7 +17,7 @@ from rnlib.audit import Audit, BatchDependence, Robustness, audit_batch_dependen
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
-from rnlib.models import Normalize, resnet, vgg
+from rnlib.models import Normalize, pretrained, resnet, vgg
 from rnlib.norms import BatchNorm, MeanRangeNorm, MinMaxNorm, NoNorm, Norm, RobustNorm
 from rnlib.other_norms import make_norm
 from rnlib.statistics import (
@@ -34,7 +34,7 @@ from rnlib.statistics import (
 )
 from rnlib.strong_attacks import APGD, FPA, GMSA, Among, Square, attack_neighbours
 from rnlib.strongest import Budget, Strongest, strongest
-from rnlib.train import Training, TrainingDiverged, fit
+from rnlib.train import Training, TrainingDiverged, fit, fit_many
 
 __version__ = "0.2.0"
 
@@ -76,6 +76,7 @@ __all__ = [
     "distance",
     "evaluate",
     "fit",
+    "fit_many",
     "frozen",
     "gradient_shares",
     "load",
@@ -83,6 +84,7 @@ __all__ = [
     "measure",
     "paper_eps",
     "paper_suite",
+    "pretrained",
     "recalibrate",
     "resnet",
     "statistics_modes",

@@ -9,15 +9,17 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled
+from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled, wide
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
+_constant = lru_cache(torch.tensor)  # is brought to the device once, and not at every step of a training
 
 
 def gaps(logits: Tensor, y: Tensor) -> Tensor:
@@ -30,12 +32,12 @@ def gaps(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def equal_weight(logits: Tensor, y: Tensor) -> Tensor:
-    """The log-odds against y, float64 (N,), with the gradient of the cross-entropy divided by its length.
+    """The log-odds against y, (N,), with the gradient of the cross-entropy divided by its length.
 
     That gradient is (1 - p) (q - e_y), p the probability of y, q the softmax of the others: a sum over images
     does not hear those with p near 1. Here it is (q - e_y) / ||q - e_y||_2, the length a constant, for any p.
     """
-    others = gaps(logits.double(), y)
+    others = gaps(wide(logits), y)
     odds, q = others.logsumexp(1), others.detach().softmax(1)
     return torch.lerp(odds.detach(), odds, (1 + q.square().sum(1)).rsqrt())  # value of odds, a scaled slope
 
@@ -180,8 +182,7 @@ def per_channel(name: str, value: Pixels, x: Tensor) -> Tensor:
     if isinstance(value, tuple) and len(value) != x.shape[1]:
         fix = f"give one for each of {x.shape[1]} channels, or a single float"
         raise ValueError(f"{name} has {len(value)} values for images of shape {tuple(x.shape)}: {fix}")
-    tensor = torch.tensor(value, dtype=x.dtype).to(x.device, non_blocking=True)
-    return tensor.view(-1, *[1] * (x.ndim - 2))
+    return _constant(value, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 2))
 
 
 def draw(sampler: Callable[..., Tensor], shape: torch.Size, like: Tensor, generator: Generator) -> Tensor:
@@ -409,8 +410,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True
         raise ValueError(f"{given} {need}, not empty")
     low, high = (v.item() for v in x.detach().aminmax())
     if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
-        fix = "normalisation belongs inside the model"
-        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: {fix}")
+        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: add a Normalize")
     if y.min() < 0:
         raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
     if attacked and any(layer.training for layer in model.modules()):

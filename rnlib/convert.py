@@ -26,12 +26,11 @@ def convert_norms(
     layers ``drop`` and ``act``, as timm has, becomes the norm followed by these.
 
     Scale and shift, momentum, eps, device, dtype and training mode carry over wherever the new layer has
-    them. Running statistics carry over when both layers track the same quantity (the mean between BatchNorm
-    and RobustNorm, the variance between batch norms); the others start anew, and :func:`rnlib.recalibrate`
-    fills them from data. Parameters and statistics are the old tensors themselves, so that an optimizer made
-    before holds them still. A native layer without running statistics (``track_running_stats=False``) becomes
-    one with ``statistics="batch"``, and the other way round. A ``SyncBatchNorm`` becomes a norm of rnlib that
-    looks at the batch of its own process.
+    them, running statistics when both layers track the same quantity (the mean between BatchNorm and
+    RobustNorm, the variance between batch norms); the others start anew, and :func:`rnlib.recalibrate` fills
+    them. Parameters and statistics are the old tensors themselves: an optimizer made before still holds them.
+    A native layer without running statistics (``track_running_stats=False``) becomes one with
+    ``statistics="batch"``, and the other way round; ``SyncBatchNorm`` one that sees its own process's batch.
 
     Args:
         model: any module.
@@ -44,17 +43,17 @@ def convert_norms(
 
     Raises:
         ValueError: unknown name or options, weight_norm, no layer to convert, or a subclass of a native norm
-            that answers something else than batch norm, ``drop`` and ``act`` do on a probe.
+            whose answers to a probe are not those of batch norm, ``drop`` and ``act``.
     """
     if isinstance(norm, str) and norm not in (*NORMS, NATIVE):
         raise ValueError(f"unknown norm {norm!r}, known are: {', '.join([*NORMS, NATIVE])}")
     if dimensions not in _NATIVE_CLASS:
         raise ValueError(f"dimensions is {dimensions}, it must be 1, 2 or 3")
-    layers = [item for item in model.named_modules() if isinstance(item[1], _BatchNorm)]
-    layers = [(name, layer) for name, layer in layers if is_native(layer) or not native_only]
+    norms = [item for item in model.named_modules() if isinstance(item[1], _BatchNorm)]
+    layers = [item for item in norms if is_native(item[1]) or not native_only]
     if not layers:
-        described = "native" if native_only else "native or of rnlib"
-        raise ValueError(f"{type(model).__name__} has no batch norm ({described}) to convert")
+        which = "(native)" if native_only else "(native or of rnlib)"
+        raise ValueError(f"{type(model).__name__} has no batch norm {which} to convert")
     new: dict[int, nn.Module] = {}
     for name, layer in layers:
         following, exchanged = _following(layer, name), _converted(layer, norm, dimensions, options)
@@ -78,7 +77,7 @@ def _following(old: Any, name: str) -> list[nn.Module]:
         return []
     following = [layer for key in ("drop", "act") if isinstance(layer := getattr(old, key, None), nn.Module)]
     try:
-        twin = copy.deepcopy(nn.Sequential(_converted(copy.deepcopy(old), "batch_norm", 2, {}), *following))
+        twin = copy.deepcopy(nn.Sequential(_converted(old, "batch_norm", 2, {}), *following))
         rank = next((n for n, kind in _NATIVE_CLASS.items() if isinstance(old, kind)), 2)
         x = torch.linspace(-2, 3, 3 * old.num_features * 4**rank).sin().view(3, -1, *[4] * rank)
         for training in (False, True):
@@ -102,11 +101,15 @@ def _example(layer: nn.Module) -> Tensor:
 
 def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[str, Any]) -> nn.Module:
     native, named = is_native(old), isinstance(norm, str)
-    kinds = (kind for kind in type(old).__mro__ if kind in _KNOWN)
-    native_class: Any = getattr(old, "native_class", next(kinds, _NATIVE_CLASS[dimensions]))
+    known = next((kind for kind in type(old).__mro__ if kind in _KNOWN), None)
+    native_class: Any = known if native else old.native_class
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics
     settings = {"track_running_stats": statistics == "tracked"} | options
-    make: Any = partial(native_class, **settings) if norm == NATIVE else make_norm(norm, **options)
+    make: Any = (
+        partial(native_class or _NATIVE_CLASS[dimensions], **settings)
+        if norm == NATIVE
+        else make_norm(norm, **options)
+    )
     try:
         new = make(old.num_features)
     except TypeError as error:

@@ -54,8 +54,9 @@ Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), lab
 class Dataset:
     """One split of an image set.
 
-    images: uint8 (N, C, H, W), values 0 to 255. labels: integers (N,), indices into `classes`, kept as int64.
-    Both are tensors of the CPU or become one. Raises ValueError where types or shapes differ from this.
+    images: (N, C, H, W), uint8 0 to 255 or floating-point in [0, 1]. labels: integers (N,), indices into
+    `classes`, kept as int64. Both are tensors of the CPU or become one. Raises ValueError where types, shapes
+    or values differ from this.
     """
 
     name: str
@@ -65,10 +66,15 @@ class Dataset:
 
     def __post_init__(self) -> None:
         images, labels = torch.as_tensor(self.images), torch.as_tensor(self.labels)
-        shape = tuple(images.shape)
-        if images.dtype != torch.uint8 or len(shape) != 4 or (shape[3] in (1, 3) and shape[1] not in (1, 3)):
+        shape, floating = tuple(images.shape), images.is_floating_point()
+        swapped = shape[3:] in ((1,), (3,)) and shape[1] not in (1, 3)
+        if not (floating or images.dtype == torch.uint8) or len(shape) != 4 or swapped:
             got = f"got {images.dtype} {shape}: of (N, H, W, C) give images.permute(0, 3, 1, 2)"
-            raise ValueError(f"images must be uint8 (N, C, H, W), {got}")
+            raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), {got}")
+        if floating and not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # but for rounding
+            fix = "divide by 255, or normalise in the model: nn.Sequential(rnlib.Normalize(mean, std), model)"
+            got = "[{:.3g}, {:.3g}]".format(*images.aminmax())
+            raise ValueError(f"images have values in {got}, they must lie in [0, 1]; {fix}")
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape[:1]:
             got = f"got {labels.dtype} {tuple(labels.shape)}: of one-hot rows give labels.argmax(1)"
             raise ValueError(f"labels must be int64 ({len(images)},), {got}")
@@ -77,6 +83,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """An image, float32 in [0, 1], and its label, as a DataLoader asks for them."""
+        return to_float(self.images[index]), self.labels[index]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -115,8 +125,8 @@ def load(
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 0 to 255 -> float32 in [0, 1], same shape and memory format."""
-    return images.to(torch.float32).div_(255)
+    """uint8 0 to 255, or numbers in [0, 1] but for rounding -> float32 in [0, 1], same memory format."""
+    return images.float().clamp(0, 1) if images.is_floating_point() else images.float().div_(255)
 
 
 def test_order(n: int, seed: int = 0) -> Tensor:  # noqa: PT028
@@ -130,21 +140,24 @@ def test_order(n: int, seed: int = 0) -> Tensor:  # noqa: PT028
 test_order.__test__ = False  # type: ignore[attr-defined]  # the name is no test: pytest must not collect it
 
 
-def augment(images: Tensor, generator: torch.Generator, *, padding: int = 4) -> Tensor:
+def augment(images: Tensor, generator: torch.Generator | Tensor, *, padding: int = 4) -> Tensor:
     """Random crop of the zero-padded image, then mirroring with probability 1/2; vectorised over the batch.
 
-    images: uint8 (N, C, H, W); the result has the same shape. Each image draws its own offset, uniform on
-    {0, ..., 2 padding}^2. generator: of the CPU or of the images' device.
+    images: (N, C, H, W); the result has the same shape. Each image draws its own offset, uniform on
+    {0, ..., 2 padding}^2. generator: of the CPU or of the images' device, or what `_moves` drew from it.
     """
     n, _, height, width = images.shape
-    target = images.device
-    randint = partial(torch.randint, generator=generator, device=generator.device)
-    offset = randint(2 * padding + 1, (2, n)).to(target, non_blocking=True)  # else each batch would wait
+    moves = generator if isinstance(generator, Tensor) else _moves(n, generator, padding).to(images.device)
     # A view of all windows of the padded image, (N, C, 2 padding + 1, 2 padding + 1, H, W).
     windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-    cropped = windows[torch.arange(n, device=target), :, offset[0], offset[1]]
-    mirrored = randint(2, (n, 1, 1, 1)).to(target, non_blocking=True) == 1
-    return torch.where(mirrored, cropped.flip(3), cropped)
+    cropped = windows[torch.arange(n, device=images.device), :, moves[0], moves[1]]
+    return torch.where(moves[2].view(-1, 1, 1, 1) == 1, cropped.flip(3), cropped)
+
+
+def _moves(n: int, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """For each image row and column of its window, and whether to mirror it: int64 (3, n)."""
+    draw = partial(torch.randint, generator=generator, device=generator.device)
+    return torch.cat([draw(2 * padding + 1, (2, n)), draw(2, (1, n))])
 
 
 def batches(
@@ -173,13 +186,15 @@ def batches(
         everything, labels, order = dataset.images.to(device), dataset.labels.to(device), torch.arange(n)
         if generator is not None:
             order = torch.randperm(n, generator=generator, device=generator.device)
-        stop, order = n - n % batch_size if drop_last else n, order.to(device)
-        for start in range(0, stop, batch_size):
-            index = order[start : start + batch_size]
-            images = everything[index]
-            if augmented and generator is not None:
-                images = augment(images, generator)
-            yield to_float(images.contiguous(memory_format=memory_format)), labels[index]
+        indices = order[: n - n % batch_size if drop_last else n].to(device).split(batch_size) if n else ()
+        drawn = [_moves(len(index), generator) for index in indices] if augmented and generator else []
+        moves = (
+            torch.cat(drawn, 1).to(device) if drawn else order[None]
+        )  # at once: no batch waits for the device
+        for index, move in zip(indices, moves.split(batch_size, 1), strict=False):
+            if len(index):
+                images = augment(everything[index], move) if augmented else everything[index]
+                yield to_float(images.contiguous(memory_format=memory_format)), labels[index]
 
     n, memory_format = len(dataset), torch.channels_last if channels_last else torch.contiguous_format
     return stream()
@@ -308,8 +323,8 @@ def read_tree(path: Path, split: str) -> Split:
 
     The images come in the order of their paths; the classes are the sorted folder names over both splits.
     Both are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then 0.01
-    s). A warning counts what is left out. Raises ValueError where the split is not there, the archive is
-    damaged, or an image has another size, cannot be read or cannot be represented.
+    s). A warning counts what is left out but hidden files. Raises ValueError where the split is not there,
+    the archive is damaged, or an image has another size, cannot be read or cannot be represented.
     """
     path = path.resolve()
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _below(path)]
@@ -363,7 +378,8 @@ def _pixels(name: str, opened: Callable[[], Any]) -> np.ndarray:
             raise ValueError(f"it has more than {LARGEST >> 20} MiB")
         with Image.open(io.BytesIO(content)) as image:
             mode, deep = image.mode, ";16" in str(image.tile)
-            if image.has_transparency_data and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            alpha = "transparency" in image.info or mode[-1] == "A"
+            if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent in places: put it on a background")
             if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
                 raise ValueError("it has several frames: keep one")

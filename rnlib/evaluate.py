@@ -1,26 +1,35 @@
 """Accuracy of one set of weights, clean and under attack, in each statistics mode, outcome by image."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from operator import length_hint
 from time import perf_counter
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from tqdm import tqdm
 
 from rnlib.attacks import Attack
 from rnlib.data import Dataset, batches
 from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes, use_statistics
+
+# Images with labels: a set of rnlib or PyTorch; two tensors or arrays; or batches of these, as a DataLoader.
+Images: TypeAlias = Dataset | TorchDataset[Any] | tuple[Any, Any] | Iterable[Any]
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Outcome of one attack, by its name, in one mode of :func:`rnlib.statistics_modes`.
 
-    ``correct``: bool (n,), in the order of the data set. ``loss``: mean cross-entropy of the attacked images.
-    ``distance``: float32 (n,), ||x_adv - x||_2 with pixels in [0, 1]. ``seconds``: wall time.
+    ``correct``: bool (n,), in the order of the images. ``loss``: mean cross-entropy of the attacked images.
+    ``distance``: float32 (n,), ||x_adv - x||_2 with pixels in [0, 1]. ``seconds``: wall time. ``batches``:
+    how they were made, on which outcomes with batch statistics depend.
     """
 
     statistics: str
@@ -29,50 +38,93 @@ class Evaluation:
     loss: float
     distance: Tensor
     seconds: float
+    batches: str
+
+
+def stream(
+    images: Images, batch_size: int, device: str | torch.device = "cpu"
+) -> tuple[Iterator[tuple[Tensor, Tensor]], int]:
+    """Batches of images and labels as :func:`rnlib.data.batches` gives them, and how many (0: not known).
+
+    Those of a loader stay as they are. TypeError or ValueError for what is not images in [0, 1] and labels.
+    """
+    if _is_pair(images):
+        images = Dataset("images", images[0], images[1], ())
+    if isinstance(images, Dataset):
+        if not len(images):
+            raise ValueError(f"the data set {images.name!r} is empty: there is nothing to measure")
+        return batches(images, batch_size, device=device), -(-len(images) // batch_size)
+    if isinstance(images, str) or not isinstance(images, TorchDataset | Iterable):
+        need = "a Dataset of rnlib or PyTorch, a DataLoader, or a tuple (images, labels) of tensors or arrays"
+        fix = "a name or path is loaded by rnlib.load(name, 'test')"
+        raise TypeError(f"dataset is a {type(images).__name__}, it must be {need}; {fix}")
+    loader = DataLoader(images, batch_size) if isinstance(images, TorchDataset) else images
+
+    def checked() -> Iterator[tuple[Tensor, Tensor]]:
+        index = -1
+        for index, batch in enumerate(loader):
+            if not _is_pair(batch):
+                parts = batch if isinstance(batch, tuple | list) else [batch]
+                got = ", ".join(type(part).__name__ for part in parts)
+                fix = "pass ((batch['image'], batch['label']) for batch in loader), or the like"
+                raise TypeError(f"batch {index} holds {got}; it must be images and labels: {fix}")
+            part = Dataset(f"batch {index}", batch[0], batch[1], ())
+            yield from batches(part, max(1, len(part)), device=device)
+        if index < 0:
+            raise ValueError("there is no batch to measure: an iterator that was read to its end is empty")
+
+    return checked(), length_hint(loader)
+
+
+def _is_pair(given: Any) -> TypeGuard[tuple[Any, Any]]:
+    return isinstance(given, tuple | list) and [hasattr(part, "shape") for part in given] == [True, True]
 
 
 def measure(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images,
     attack: Attack | None = None,
     *,
     statistics: str = "tracked",
     batch_size: int = 100,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    progress: bool = False,
 ) -> tuple[Tensor, float, Tensor]:
-    """Classify a data set in evaluation mode, in fixed batches of its own order, clean or attacked.
+    """Classify images in evaluation mode, in fixed batches of their own order, clean or attacked.
 
     The batch that is attacked is the batch that is classified: with batch statistics an image's prediction
     depends on its neighbours. A class-ordered set must therefore be permuted first
-    (:func:`rnlib.data.test_order`).
+    (:func:`rnlib.data.test_order`). Adversarial images of any other library are judged in their batches by
+    ``measure(model, (x_adv, y), statistics="batch", batch_size=...)``: what that library counted image by
+    image, from several attacks or restarts, was never one batch.
 
     Args:
         model: put back on its device and into its mode (layer by layer) afterwards.
-        dataset: at least one image.
+        dataset: images in [0, 1] or uint8, at least one, with labels: a set of rnlib or PyTorch, or a tuple
+            of tensors or arrays (N, C, H, W), (N,); or a ``DataLoader``, whose batches are used as they come.
         attack: untargeted, or None for clean images.
         statistics: ``"tracked"``, ``"batch"``, or ``"none"``, which leaves the model as it is.
-        batch_size: 100 in the paper. A last, smaller batch has other statistics: make the set a multiple.
+        batch_size: 100 in the paper; a loader has its own. A last, smaller batch has other statistics.
         seed: batch i is attacked with the generator seeded by (seed, i), whatever was attacked before.
+        progress: show the accuracy so far.
 
     Returns:
         correct, bool (n,), the mean cross-entropy, and the l2 distances that the images were moved, (n,); on
         the CPU.
 
     Raises:
-        ValueError: no image, a targeted attack (the data set has no target classes), unknown statistics, or
-            statistics other than ``"none"`` for native PyTorch batch norms.
+        TypeError, ValueError: no image, or what is none; a targeted attack (there are no target classes);
+            unknown statistics, or other than ``"none"`` for native PyTorch batch norms.
     """
     check_kind("model", model, nn.Module)
-    check_kind("dataset", dataset, Dataset)
     check_kind("attack", attack, Callable | None)
-    if not len(dataset):
-        raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to measure")
     if getattr(attack, "targeted", False):
         raise ValueError(f"{attack} would be given the true labels as targets; use targeted=False")
     correct, losses, distances = [], [], []
+    given, count = stream(dataset, batch_size, device)
     with evaluation_mode(model), use_statistics(model, statistics), _on(model, device):
-        for index, (x, y) in enumerate(batches(dataset, batch_size, device=device)):
+        for index, (x, y) in enumerate(bar := tqdm(given, statistics, count or None, disable=not progress)):
             original = x
             if attack is not None:
                 x = attack(model, x, y, generator=torch.Generator(device).manual_seed(100_003 * seed + index))
@@ -81,8 +133,10 @@ def measure(
             correct.append(logits.argmax(1) == y)
             losses.append(F.cross_entropy(logits, y, reduction="sum"))
             distances.append(torch.linalg.vector_norm((x - original).flatten(1), dim=1))
-        loss = torch.stack(losses).sum().item() / len(dataset)
-        return torch.cat(correct).cpu(), loss, torch.cat(distances).cpu()
+            if progress:
+                bar.set_postfix_str(f"{100 * torch.cat(correct).float().mean():.1f}% correct")
+        outcome = torch.cat(correct).cpu()
+        return outcome, torch.stack(losses).sum().item() / len(outcome), torch.cat(distances).cpu()
 
 
 @contextmanager
@@ -98,25 +152,32 @@ def _on(model: nn.Module, device: str | torch.device) -> Iterator[None]:
 
 def evaluate(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images,
     attacks: Mapping[str, Attack | None],
     *,
     statistics: Sequence[str] | None = None,
     batch_size: int = 100,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    progress: bool = False,
 ) -> Iterator[Evaluation]:
     """Measure a model under every attack, in every statistics mode, one :class:`Evaluation` at a time.
 
     Args:
+        dataset: see :func:`measure`; a loader is read once and kept in memory, so that all attacks meet the
+            same images in the same batches, even if it shuffles.
         attacks: by name; None stands for clean images.
         statistics: modes, by default both, or ``"none"`` for a model without batch statistics.
         others: see :func:`measure`.
     """
+    made = f"{batch_size} images in their order"
+    if not (isinstance(dataset, Dataset | TorchDataset) or _is_pair(dataset)):
+        stream(dataset, batch_size)  # says what cannot be read
+        made, dataset = "as the loader made them", list(dataset)
     for mode in statistics_modes(model) if statistics is None else statistics:
         for name, attack in attacks.items():
-            start = perf_counter()
+            start, how = perf_counter(), dict[str, Any](batch_size=batch_size, seed=seed, device=device)
             correct, loss, distance = measure(
-                model, dataset, attack, statistics=mode, batch_size=batch_size, seed=seed, device=device
+                model, dataset, attack, statistics=mode, progress=progress, **how
             )
-            yield Evaluation(mode, name, correct, loss, distance, perf_counter() - start)
+            yield Evaluation(mode, name, correct, loss, distance, perf_counter() - start, made)

@@ -1,9 +1,8 @@
 """Batch norm and norms of the range, composed from the fastest of PyTorch's own operators.
 
-On a CPU most of a norm's time goes into its statistics, the dense arithmetic is limited by memory, and on a
-small tensor the calls themselves take longer than what they do. So the statistics are reduced in one sweep, a
-cache-sized piece of the batch at a time; what is kept for the backward pass is the input and vectors; each
-dense pass is one affine map per channel; and there are few other calls.
+On a CPU most of a norm's time goes into its statistics, memory limits the dense arithmetic, and on a small
+tensor the calls take longest. So statistics are reduced in one sweep, a cache-sized piece of the batch at a
+time; the backward pass keeps the input and vectors; a dense pass is one affine map per channel.
 """
 
 from collections.abc import Callable
@@ -109,10 +108,11 @@ class _RangeNorm(Function):
     def backward(ctx, grad, _centre, _spread):  # type: ignore[no-untyped-def]
         x, weight, bias, centre, span, inverse, scale, extremes = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph: what follows would hide from autograd how it depends on x
-            y = _composed(x, weight, bias, ctx.p, ctx.eps, ctx.centre_at_min)[0]
-            needed = [i for i in range(3) if ctx.needs_input_grad[i]]
-            found = torch.autograd.grad(y, [(x, weight, bias)[i] for i in needed], grad, create_graph=True)
-            return *(dict(zip(needed, found, strict=True)).get(i) for i in range(3)), None, None, None
+            y, *_ = _composed(x, weight, bias, ctx.p, ctx.eps, ctx.centre_at_min)
+            needed = ctx.needs_input_grad
+            inputs = [tensor for tensor, need in zip((x, weight, bias), needed[:3], strict=True) if need]
+            found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+            return tuple(next(found) if need else None for need in needed)
         memory_format = torch.channels_last if channels_innermost(x) else torch.contiguous_format
         grad = grad.contiguous(memory_format=memory_format)
         # The evaluation form of the kernel sums grad (x - centre) and grad over each channel. A GPU's wants a

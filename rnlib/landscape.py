@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from rnlib.attacks import check_batch, check_count, check_length
-from rnlib.statistics import borrowed, evaluation_mode, logits_of, use_statistics
+from rnlib.statistics import evaluation_mode, logits_of, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -41,35 +42,25 @@ def random_direction(weights: Iterable[Tensor], generator: torch.Generator) -> l
 def _landscape(
     model: nn.Module, x: Tensor, y: Tensor, statistics: str, batch_size: int
 ) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
-    """The loss as a function of steps (length, direction) from the weights, and a copy of these weights.
+    """The loss as a function of steps (length, direction) from the weights, and these weights.
 
-    The model is in evaluation mode, and afterwards bit for bit as it was.
+    The model is in evaluation mode meanwhile; its own weights stay where they are.
     """
     check_batch(model, x, y, attacked=False)
     check_count("batch_size", batch_size)
     batches = list(zip(x.split(batch_size), y.long().split(batch_size), strict=True))
-    parameters = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    base = [parameter.detach().clone() for parameter, _ in parameters]
-
-    @torch.no_grad()
-    def move(*steps: tuple[float, list[Tensor]]) -> None:
-        for index, (parameter, _) in enumerate(parameters):
-            parameter.copy_(base[index])
-            for step, direction in steps:
-                parameter.add_(direction[index], alpha=step)
+    base = {name: weight.detach().requires_grad_() for name, weight in model.named_parameters()}
 
     def loss(*steps: tuple[float, list[Tensor]]) -> Tensor:
-        move(*steps)
-        losses = (F.cross_entropy(logits_of(model(x)), y, reduction="sum") for x, y in batches)
-        return torch.stack([*losses]).sum() / len(y)
+        there = base
+        for step, direction in steps:
+            moves = zip(there.items(), direction, strict=True)
+            there = {name: torch.add(weight, move, alpha=step) for (name, weight), move in moves}
+        answers = ((logits_of(functional_call(model, there, x)), y) for x, y in batches)
+        return torch.stack([F.cross_entropy(*each, reduction="sum") for each in answers]).sum() / len(y)
 
-    with evaluation_mode(model), use_statistics(model, statistics), borrowed(model, update_buffers=False):
-        try:
-            yield loss, base
-        finally:
-            move()
-            for parameter, trainable in parameters:
-                parameter.requires_grad_(trainable)
+    with evaluation_mode(model), use_statistics(model, statistics):
+        yield loss, [*base.values()]
 
 
 @torch.no_grad()
@@ -167,16 +158,13 @@ def top_curvature(
     check_count("steps", steps)
     check_length("size", size)
     generator, value = torch.Generator().manual_seed(seed), 0.0
-    parameters = list(model.parameters())
     with _landscape(model, x, y, statistics, batch_size) as (loss, base), torch.enable_grad():
         vector = [torch.randn(b.shape, generator=generator, dtype=b.dtype).to(b.device) for b in base]
-        for parameter in parameters:
-            parameter.requires_grad_(True)
         for _ in range(steps):
             length = torch.sqrt(sum((v.square().sum() for v in vector), torch.zeros(())))
             unit = [v / length for v in vector]
             ends = (loss((step, unit)) for step in (size, -size))
-            gradients = [torch.autograd.grad(end, parameters) for end in ends]
+            gradients = [torch.autograd.grad(end, base) for end in ends]
             vector = [(plus - minus) / (2 * size) for plus, minus in zip(*gradients, strict=True)]
             value = sum(float((v * u).sum()) for v, u in zip(vector, unit, strict=True))
     return value

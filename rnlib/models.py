@@ -2,19 +2,24 @@
 
 The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016) with three stages of
 ``width``, ``2 width`` and ``4 width`` channels, and VGG of Simonyan & Zisserman (2014) with a dropout head of
-two hidden layers.
+two hidden layers. :func:`pretrained` gives those that the study trained.
 """
 
+import hashlib
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
+from rnlib.data import STATISTICS
 from rnlib.norms import MakeNorm, leaf
 from rnlib.other_norms import WeightNorm, make_norm
 
@@ -228,3 +233,68 @@ def _initialised(layers: list[nn.Module]) -> nn.Module:
             if isinstance(layer, WeightNorm):
                 weight_norm(before)
     return model
+
+
+# Of each trained network the first half of the sha256 of its weights, and the percent right of 2,000 test
+# images, clean and under the paper's PGD, with tracked and with batch statistics.
+_TRAINED = {
+    "batch_norm_natural_seed0": ("97118ff36e9601b0d5d20d95ed9fa090", 87.35, 28.65, 83.65, 49.25),
+    "batch_norm_natural_seed1": ("09457d1494049a7aefc9f76371ab4a1b", 87.45, 29.70, 84.80, 48.05),
+    "batch_norm_adversarial_seed0": ("eda2c860aed493cb5f7288cb8c3ce22f", 83.85, 70.85, 79.65, 63.45),
+    "robust_norm_natural_seed0": ("3c9fb17a71f751c44228f2626dc1f269", 87.80, 33.80, 85.55, 56.60),
+    "robust_norm_adversarial_seed0": ("ef1e554e487e85d0794a137dd09aaaa7", 83.70, 71.15, 82.15, 66.40),
+}
+_RESULTS = Path(__file__).resolve().parent.parent / "results" / "book"
+
+
+def pretrained(
+    architecture: str = "resnet20",
+    norm: str = "batch_norm",
+    *,
+    training: str = "natural",
+    dataset: str = "cifar10-jpeg",
+    seed: int = 0,
+    download: bool = False,
+) -> nn.Module:
+    """A trained headline network of the study, in evaluation mode, for images (N, 3, 32, 32) in [0, 1].
+
+    Its attribute ``info`` is a dictionary: ``epochs``; ``attack_steps`` of PGD in training, 0 for natural
+    training; ``correct``, the percent of 2,000 test images by (statistics, attack), clean and under the
+    paper's PGD, which flatters batch statistics. ``results/README.md`` of the repository is its model card.
+
+    Args:
+        norm: ``"batch_norm"`` or ``"robust_norm"`` (p = 0.2).
+        training: ``"natural"`` or ``"adversarial"``.
+        seed: 0; also 1 for natural training with batch norm.
+        download: fetch weights that are neither in the repository's ``results/book`` nor in the cache
+            (RNLIB_CACHE or ~/.cache/rnlib) from the address in RNLIB_WEIGHTS, where a release has its files.
+
+    Raises:
+        ValueError: another network (those there are are named), or weights that are not what was published.
+        FileNotFoundError: no weights here; the message says where to get them.
+    """
+    name = f"{norm}_{training}_seed{seed}"
+    if name not in _TRAINED or (dataset, architecture) != ("cifar10-jpeg", "resnet20"):
+        known = f"of cifar10-jpeg and resnet20 {', '.join(_TRAINED)}"
+        raise ValueError(f"there is no trained {dataset} {architecture} {name}; there are: {known}")
+    sha256, *percent = _TRAINED[name]
+    run = f"{dataset}_{architecture}_{name.replace('robust_norm', 'robust_norm-p0.2')}"
+    cache = Path(os.environ.get("RNLIB_CACHE") or Path.home() / ".cache" / "rnlib") / f"{run}.safetensors"
+    address = os.environ.get("RNLIB_WEIGHTS")
+    path = next((p for p in (_RESULTS / run / "weights.safetensors", cache) if p.is_file()), cache)
+    if not path.is_file() and not (download and address):
+        get = f"copy it there from the repository, results/book/{run}/weights.safetensors, or set"
+        fix = "RNLIB_WEIGHTS to the address of a release's files and pass download=True"
+        raise FileNotFoundError(f"{cache.name} is not in {cache.parent}: {get} {fix}")
+    if not path.is_file():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(f"{address}/{cache.name}", str(cache), sha256, progress=False)
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise ValueError(f"{path} is damaged: its sha256 does not start with {sha256}; fetch it again")
+    mean, std = STATISTICS[dataset]
+    model: Any = resnet(20, norm, mean=mean, std=std)
+    model.load_state_dict(load_file(path))
+    cells = [(statistics, attack) for statistics in ("tracked", "batch") for attack in ("clean", "pgd_linf")]
+    epochs, steps = (100, 0) if training == "natural" else (40, 3)
+    model.info = {"epochs": epochs, "attack_steps": steps, "correct": dict(zip(cells, percent, strict=True))}
+    return model.to(memory_format=torch.channels_last).eval()

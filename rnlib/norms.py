@@ -55,6 +55,7 @@ class Norm(_BatchNorm):
     names: tuple[str, str]
     shown: tuple[str, ...] = ("eps", "momentum", "statistics")  # in its repr
     num_batches_tracked: Tensor
+    native_class: type[_BatchNorm] | None = None  # that the layer was converted from, whose inputs it takes
     _load_from_state_dict = nn.Module._load_from_state_dict  # that of native layers knows other buffers
 
     def __init__(
@@ -111,6 +112,8 @@ class Norm(_BatchNorm):
     def _check(self, x: Tensor, by_batch: bool) -> None:
         if x.dim() < 2 or x.shape[1] != self.num_features:
             raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, {self.num_features}, ...)")
+        if self.native_class is not None:
+            self.native_class._check_input_dim(self, x)
         if by_batch and x.numel() <= self.num_features:
             fix = "leave a last batch of one image out (drop_last=True), or use tracked statistics"
             raise ValueError(f"input has shape {tuple(x.shape)}, too few values for statistics: {fix}")

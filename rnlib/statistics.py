@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from rnlib.norms import BatchNorm, Norm, is_native
 
 STATISTICS_MODES = ("tracked", "batch")
+WITHOUT_FLOAT64 = ("mps",)  # kinds of devices
 
 Statistics = dict[str, tuple[Tensor, Tensor]]
 """By layer name: the layer's two statistics (mean and variance, or mean and range), each (C,)."""
+
+
+def wide(v: Tensor) -> Tensor:
+    """v in float64, or as it is where its device has none."""
+    return v if v.device.type in WITHOUT_FLOAT64 else v.double()
 
 
 @contextmanager
@@ -29,11 +35,11 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
             kind = type(layer).__name__
             raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
-    for layer, _ in before:
-        setattr(layer, attribute, value)
-    if attribute == "statistics":
-        warn_if_unfilled(model)
     try:
+        for layer, _ in before:
+            setattr(layer, attribute, value)
+        if attribute == "statistics":
+            warn_if_unfilled(model)
         yield model
     finally:
         for layer, old in before:
@@ -58,11 +64,11 @@ def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[
 
 def warn_if_unfilled(model: nn.Module) -> None:
     """Name in a warning the norms that use tracked statistics and have tracked nothing yet."""
-    layers = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
-    used = [item for item in layers if item[1].statistics == "tracked"]
-    if names := ", ".join(name for name, layer in used if (layer.running_statistics[1] == 1).all()):
-        fix = "train the model, or call rnlib.recalibrate(model, images)"
-        warnings.warn(f"no batch has been averaged into tracked statistics of {names}: {fix}", stacklevel=1)
+    norms = [item for item in model.named_modules() if isinstance(item[1], Norm) and not item[1].training]
+    used = [(name, norm.running_statistics[1]) for name, norm in norms if norm.statistics == "tracked"]
+    if names := [name for name, spread in used if (spread == 1).all()]:
+        what = f"no batch has been averaged into tracked statistics of {', '.join(names) or 'the model'}"
+        warnings.warn(f"{what}: train the model, or rnlib.recalibrate(model, images)", stacklevel=1)
 
 
 def check_kind(name: str, value: object, kind: Any) -> None:
@@ -319,17 +325,17 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
     # Gradients are needed inside torch.no_grad() and torch.inference_mode() too.
     with torch.inference_mode(False), torch.enable_grad(), borrowed(model), evaluation_mode(model):
         leaf, label = x.detach().clone().requires_grad_(), y[:, None].long().clone()
-        own, others = (torch.zeros_like(leaf, dtype=torch.float64) for _ in range(2))
+        own, others = (torch.zeros_like(wide(leaf)) for _ in range(2))
         with use_statistics(model, statistics):
-            logits = logits_of(model(leaf)).double()
+            logits = wide(logits_of(model(leaf)))
         odds = logits.scatter(1, label, -torch.inf).logsumexp(1) - logits.gather(1, label)[:, 0]
         for i, slope in enumerate(odds.detach().sigmoid()):
-            gradient = slope * torch.autograd.grad(odds[i], leaf, retain_graph=True)[0].double()
+            gradient = slope * wide(torch.autograd.grad(odds[i], leaf, retain_graph=True)[0])
             own[i] = gradient[i]
             gradient[i] = 0
             others += gradient
     own, others = own.flatten(1), others.flatten(1)
     a, b = own.norm(dim=1), others.norm(dim=1)
     cosine = torch.where((a > 0) & (b > 0), (own / a[:, None] * (others / b[:, None])).sum(1), 0)
-    agreement = (own.sign() == (own + others).sign()).double().mean(1)
+    agreement = wide((own.sign() == (own + others).sign()).float()).mean(1)
     return GradientShares(a, b, b / a, cosine, agreement)

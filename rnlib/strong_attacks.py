@@ -28,7 +28,7 @@ from rnlib.attacks import (
     gaps,
     per_channel,
 )
-from rnlib.statistics import frozen, logits_of
+from rnlib.statistics import frozen, logits_of, wide
 
 
 def dlr(logits: Tensor, y: Tensor, sign: int = 1, target: Tensor | None = None) -> Tensor:
@@ -52,7 +52,7 @@ LOSSES["dlr_targeted"] = lambda logits, y, sign: dlr(logits, y, sign, gaps(logit
 
 def rank(fooled: Tensor, loss: Tensor) -> Tensor:
     """Orders whole batches: by the number of images fooled, bool (N,), then by the mean of a loss (N,)."""
-    return fooled.sum() + F.softsign(loss.double().mean()) / 2
+    return fooled.sum() + F.softsign(wide(loss).mean()) / 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class APGD(_GradientAttack):
             check_count(name, getattr(self, name))
 
     def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
-        best, top = x.clone(), torch.full(task.y.shape, -math.inf, dtype=torch.float64, device=x.device)
+        best, top = x.clone(), wide(torch.full(task.y.shape, -math.inf, device=x.device))
         targets: list[Tensor | None] = [None]
         if self.loss == "dlr_targeted" and not self.targeted:
             with torch.no_grad():
@@ -104,12 +104,12 @@ class APGD(_GradientAttack):
         return best
 
     def _run(self, task: Task, ball: Ball, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """The points of one run, and how far each image, or the batch, has got there: float64 (N,)."""
+        """The points of one run, and how far each image, or the batch, has got there: (N,)."""
 
         def look(adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             leaf = adv.detach().requires_grad_()
             logits = task.logits(leaf)
-            loss, margin = task.per_image(logits, task.y, task.sign), task.margin(logits.detach()).double()
+            loss, margin = task.per_image(logits, task.y, task.sign), wide(task.margin(logits.detach()))
             gradient, loss = torch.autograd.grad(loss.sum(), leaf)[0], loss.detach()
             if self.joint:
                 loss, margin = loss.sum().expand_as(loss), rank(margin > 0, margin).expand_as(margin)

@@ -34,12 +34,15 @@ BUDGETS = {"quick": Budget(10, 2, 20), "book": Budget(), "five times": Budget(20
 class Strongest:
     """The adversarial images (N, C, H, W), which are still correct (N,), and the attack that they are from.
 
-    ``accuracies``: of the whole batch under each attack, in percent. ``cost``: their forward and backward
-    passes at most.
+    ``image_wise``: which no attack fools in its own batch (N,), as AutoAttack counts; ``assembled``: which
+    are correct of the worst versions of all images, judged again in one batch (N,). ``accuracies``: of the
+    whole batch under each attack, in percent. ``cost``: their forward and backward passes at most.
     """
 
     images: Tensor
     correct: Tensor
+    image_wise: Tensor
+    assembled: Tensor
     winner: str
     accuracies: dict[str, float]
     cost: tuple[int, int]
@@ -83,11 +86,13 @@ def strongest(
     plan = _plan(model, x, eps, BUDGETS[budget] if isinstance(budget, str) else budget, sources or {})
     cost = sum(entry[2] for entry in plan.values()), sum(entry[3] for entry in plan.values())
     seed = torch.randint(2**40, (1,), generator=generator, device=generator.device if generator else None)
-    what = hashlib.sha256(repr([(name, attack) for name, (_, attack, *_) in plan.items()]).encode())
-    for tensor in (x, y, *model.state_dict().values()):
-        what.update(tensor.cpu().double().numpy().tobytes())
-    done: dict[str, Any] = {"of": what.hexdigest(), "seed": int(seed), "images": {}}
+    done: dict[str, Any] = {"seed": int(seed), "images": {}}
     path = None if checkpoint is None else Path(checkpoint)
+    if path is not None:
+        what = hashlib.sha256(repr([(name, attack) for name, (_, attack, *_) in plan.items()]).encode())
+        for tensor in (x, y, *model.state_dict().values()):
+            what.update(tensor.cpu().double().numpy().tobytes())
+        done["of"] = what.hexdigest()
     if path is not None and path.exists():
         there = read_tensors(path, x.device)
         if not isinstance(there, dict) or there.get("of") != done["of"]:
@@ -95,25 +100,34 @@ def strongest(
         done = there
     images: dict[str, Tensor] = done["images"]
     title = f"at most {cost[0]:,} forward and {cost[1]:,} backward passes of {len(x)} images"
-    for index, (name, (source, attack, *_)) in enumerate(tqdm(plan.items(), title, disable=not progress)):
-        if name not in images:
-            chance = torch.Generator(x.device).manual_seed(done["seed"] + index)
-            images[name] = attack(source, x, y, generator=chance, checked=True)
-            if path is not None:
-                write_tensors(path, done)
-    with borrowed(model):
-        task = Task(model, y, classes, "margin", False)
-        judged = {name: task.score(adv) for name, adv in images.items()}
+    task, judged = Task(model, y, classes, "margin", False), dict[str, tuple[Tensor, Tensor]]()
+    with borrowed(model), tqdm(plan.items(), title, disable=not progress) as bar:
+        for index, (name, (source, attack, *_)) in enumerate(bar):
+            if name not in images:
+                chance = torch.Generator(x.device).manual_seed(done["seed"] + index)
+                images[name] = attack(source, x, y, generator=chance, checked=True)
+                if path is not None:
+                    write_tensors(path, done)
+            judged[name] = task.score(images[name])
+            least = min(percent(~fooled) for fooled, _ in judged.values()) if progress else 0
+            bar.set_postfix_str(f"{least:.1f}% correct")
         winner = max(judged, key=lambda name: rank(*judged[name]).item())
         best, (fooled, _) = images[winner], judged[winner]
         most = torch.stack([margin for _, margin in judged.values()]).argmax(0)
         worst = torch.stack([*images.values()])[most, torch.arange(len(x), device=x.device)]
-        for assembled in (worst, torch.where(column(fooled, x), best, worst)):
-            found = task.score(assembled)
+        lost = torch.stack([fooled for fooled, _ in judged.values()]).any(0)
+        together = [worst, torch.where(column(fooled, x), best, worst)]
+        again = [task.score(assembled) for assembled in together]
+        for assembled, found in zip(together, again, strict=True):
             if found[0].sum() > fooled.sum():
                 winner, best, fooled, judged["assembled"] = "assembled", assembled, found[0], found
-    accuracies = {name: 100 - 100 * found[0].double().mean().item() for name, found in judged.items()}
-    return Strongest(best, ~fooled, winner, accuracies, cost)
+    accuracies = {name: percent(~found[0]) for name, found in judged.items()}
+    return Strongest(best, ~fooled, ~lost, ~again[0][0], winner, accuracies, cost)
+
+
+def percent(right: Tensor) -> float:
+    """How many of all (n,)."""
+    return 100 * int(right.sum()) / len(right)
 
 
 Plan = dict[str, tuple[nn.Module, Attack, int, int]]

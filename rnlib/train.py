@@ -5,10 +5,12 @@ state at the end of every epoch is written to a temporary name and renamed. Resu
 epoch's number only, and repeats the epoch that was cut short.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from itertools import zip_longest
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice, zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 from torch.overrides import TorchFunctionMode
+from torch.utils import data as torch_data
 
 from rnlib.attacks import Attack
-from rnlib.data import Dataset, batches
-from rnlib.evaluate import measure
+from rnlib.data import Dataset, augment, batches
+from rnlib.evaluate import Images, measure, stream
 from rnlib.files import read_tensors, write_tensors
-from rnlib.statistics import evaluation_mode, statistics_modes
+from rnlib.statistics import check_kind, evaluation_mode, logits_of, statistics_modes
 
 SCHEDULES = ("step", "one_cycle")
 CRAFTING = ("train", "train-frozen", "eval")
@@ -32,14 +35,26 @@ CHECK_EVERY = 50  # steps between looks at the loss, each of which waits for the
 
 History = list[dict[str, float]]
 
+# What a setting must be, in words and as a test.
+RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "epochs batch_size": ("a whole number from 1 up", lambda v: isinstance(v, int) and v >= 1),
+    "seed": ("a whole number", lambda v: isinstance(v, int)),
+    "lr": ("a number above 0", lambda v: isinstance(v, int | float) and v > 0),
+    "momentum weight_decay": ("a number from 0 up", lambda v: isinstance(v, int | float) and v >= 0),
+    "label_smoothing": ("a number in [0, 1)", lambda v: isinstance(v, int | float) and 0 <= v < 1),
+    "clip": ("None or a number above 0", lambda v: v is None or (isinstance(v, int | float) and v > 0)),
+    "schedule": (f"one of {SCHEDULES}", lambda v: v in SCHEDULES),
+    "crafting": (f"one of {CRAFTING}", lambda v: v in CRAFTING),
+    "precision": (f"one of {PRECISIONS}", lambda v: v in PRECISIONS),
+    "channels_last compile drop_last": ("True or False", lambda v: v in (True, False)),
+    "augment": ("None, True, False or a function", lambda v: v in (None, True, False) or callable(v)),
+    "optimizer": ("None or a class of optimizers", lambda v: v is None or callable(v)),
+    "attack": ("untargeted, for it is given the true labels", lambda v: not getattr(v, "targeted", False)),
+}
+
 
 class TrainingDiverged(RuntimeError):
-    """The training loss or a weight is not finite any more.
-
-    Attributes:
-        epoch, step: where that was found, the epoch counted from 1.
-        history: of the epochs before.
-    """
+    """The training loss or a weight is not finite; ``history`` is that of the epochs before."""
 
     def __init__(self, epoch: int, step: int, history: History) -> None:
         super().__init__(
@@ -51,31 +66,32 @@ class TrainingDiverged(RuntimeError):
 
 @dataclass(frozen=True)
 class Training:
-    """How to train: the optimiser is SGD with momentum on the cross-entropy.
+    """How to train on the cross-entropy; ValueError for a setting that does not fit.
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images a step.
+        batch_size: images a step; a loader has its own.
         lr: learning rate; the peak of ``"one_cycle"``.
-        momentum, weight_decay: of SGD.
+        momentum, weight_decay: of SGD; another ``optimizer`` is told weight_decay alone.
         schedule: ``"step"`` divides lr by 10 after each of ``milestones`` (in epochs), ``"one_cycle"`` rises
             linearly for a fifth of the steps and falls to 0 (for short budgets).
         milestones: epochs, for ``"step"``.
         attack: trains on the images that it returns (Madry et al., 2017), or None for natural training.
-        crafting: mode of the model while it is attacked: ``"train"`` (the released code: batch statistics,
-            and every forward pass of the attack enters the running statistics), ``"train-frozen"`` (batch
-            statistics, running statistics untouched) or ``"eval"`` (running statistics).
-        clip: largest gradient norm, > 0, or None for no clipping.
-        precision: ``"bfloat16"`` computes the network under autocast, in training and crafting; weights,
-            running statistics, loss and validation stay ``"float32"``. Twice as fast on GPUs and on CPUs with
-            bfloat16 units; on other CPUs as fast as float32.
+        crafting: of images in ``"train"`` mode (the released code: each forward pass of the attack enters the
+            running statistics), in ``"train-frozen"`` (they stay as they are), or in ``"eval"``.
+        clip: largest gradient norm, or None.
+        precision: ``"bfloat16"`` computes the network under autocast, twice as fast on GPUs and on CPUs with
+            bfloat16 units; weights, running statistics, loss and validation stay ``"float32"``.
         channels_last: memory format of weights and images, the faster one for convolutions.
         compile: let ``torch.compile`` fuse the network, and record it as CUDA graphs on a GPU, which halves
             the time of a step there; costs about a minute at the start, and a C++ compiler on a CPU.
         seed: of order, augmentation, dropout and attack noise (not of the weights).
-        label_smoothing: share of the target, in [0, 1), that is spread evenly over all classes in the
-            training loss; the attack's loss and that of validation have none.
-        augment: crop and mirror the images at random (:func:`rnlib.data.augment`).
+        label_smoothing: share of the target, in [0, 1), spread over all classes in the training loss alone.
+        augment: True crops and mirrors (:func:`rnlib.data.augment`). A function is given each batch, images
+            float (B, C, H, W) in [0, 1], with torch's global generator seeded for the epoch. None is True for
+            a :class:`rnlib.Dataset`, False for sets and loaders of PyTorch, which augment by themselves.
+        drop_last: leave out a smaller last batch (one image may have no statistics); a loader has its own.
+        optimizer: a class of optimizers, called with parameters, ``lr`` and ``weight_decay``; None for SGD.
     """
 
     epochs: int
@@ -93,31 +109,25 @@ class Training:
     compile: bool = False
     seed: int = 0
     label_smoothing: float = 0.0
-    augment: bool = True
+    augment: bool | Callable[[Tensor], Tensor] | None = None
+    drop_last: bool = False
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
 
     def __post_init__(self) -> None:
-        choices = {"schedule": SCHEDULES, "crafting": CRAFTING, "precision": PRECISIONS}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, it must be one of {known}")
-        if self.epochs < 1 or self.batch_size < 1 or self.lr <= 0:
-            sizes = f"epochs ({self.epochs}), batch_size ({self.batch_size}) and lr ({self.lr})"
-            raise ValueError(f"{sizes} must be positive")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip is {self.clip}, it must be positive, or None for no clipping")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is {self.label_smoothing}, it must lie in [0, 1)")
-        if getattr(self.attack, "targeted", False):
-            raise ValueError(f"{self.attack} would be given the true labels as targets; use targeted=False")
+        check_kind("attack", self.attack, Attack | None)
+        for names, (need, fits) in RULES.items():
+            for name in names.split():
+                if not fits(value := getattr(self, name)):
+                    raise ValueError(f"{name} is {value!r}, it must be {need}")
 
 
 def fit(
     model: nn.Module,
-    dataset: Dataset,
+    dataset: Images,
     training: Training,
     *,
-    validation: Dataset | None = None,
-    checkpoint: Path | None = None,
+    validation: Images | None = None,
+    checkpoint: Path | str | None = None,
     device: str | torch.device = "cpu",
     on_epoch: Callable[[History], None] = lambda history: None,
     on_step: Callable[[], None] = lambda: None,
@@ -125,15 +135,15 @@ def fit(
     """Train a model in place.
 
     Args:
-        model: takes images in [0, 1]; moved to ``device`` and to channels_last. Afterwards every layer is in
-            the mode, train or eval, that it came in.
-        dataset: the training set, at least one image.
-        training: the settings.
+        model: takes images in [0, 1]; moved to ``device`` and to channels_last. Every layer is left in the
+            mode, train or eval, that it came in.
+        dataset: the training set, kept on ``device`` as uint8; or one of PyTorch, which is shuffled; or a
+            ``DataLoader``, whose batches are used as they come.
         validation: measured after every epoch, clean, under each statistics mode that the model has, in
             batches of 100 of its own order; never used to choose anything.
-        checkpoint: file that holds the state after the last finished epoch. If it is there, training goes on
-            from it.
-        device: where to train.
+        checkpoint: file with the state after the last finished epoch, from which training goes on if it is
+            there. Needs a :class:`rnlib.Dataset`, of which images and order are known.
+        training, device: the settings, and where to train.
         on_epoch: called after every epoch with the history so far, and with that of a resumed training.
         on_step: called after every step, e.g. to move a progress bar.
 
@@ -144,10 +154,29 @@ def fit(
 
     Raises:
         TrainingDiverged: the loss or a weight became infinite or NaN.
-        ValueError: no image, or the checkpoint belongs to other settings, images or another network.
+        TypeError, ValueError: what is no model, settings or images, or a checkpoint of other ones.
     """
-    if not len(dataset):
-        raise ValueError(f"the data set {dataset.name!r} is empty: there is nothing to train on")
+    check_kind("model", model, nn.Module)
+    check_kind("training", training, Training)
+    if isinstance(dataset, tuple):
+        dataset = Dataset("images", dataset[0], dataset[1], ())
+    chance, size, change, attack = torch.Generator(), training.batch_size, training.augment, training.attack
+    if isinstance(dataset, Dataset):
+        options: Any = {"generator": chance, "device": device, "channels_last": training.channels_last}
+        there = replace(dataset, images=dataset.images.to(device), labels=dataset.labels.to(device))
+        source: Any = partial(batches, there, size, augmented=change in (None, True), **options)
+        steps = len(dataset) // size if training.drop_last else -(-len(dataset) // size)
+    else:
+        if checkpoint is not None:
+            raise ValueError(f"a training on {type(dataset).__name__} cannot resume: leave checkpoint out")
+        if isinstance(dataset, torch_data.Dataset):
+            options = {"shuffle": True, "generator": chance, "drop_last": training.drop_last}
+            dataset = torch_data.DataLoader(dataset, size, **options)
+        change = partial(augment, generator=chance) if change is True else change
+        (_, steps), source = stream(dataset, size), lambda: stream(dataset, size, device)[0]
+    if not steps:
+        name, why = getattr(dataset, "name", type(dataset).__name__), "is empty, too small or without length"
+        raise ValueError(f"the data set {name!r} {why}: it gives no batch of {size} images")
     memory_format = torch.channels_last if training.channels_last else torch.contiguous_format
     model.to(device, memory_format=memory_format)  # type: ignore[call-overload]
     network: nn.Module = Bfloat16(model) if training.precision == "bfloat16" else model
@@ -155,84 +184,90 @@ def fit(
         # Most of a GPU's time would go into starting kernels; recorded as a graph they are started together.
         mode = "reduce-overhead" if torch.device(device).type == "cuda" else None
         network = torch.compile(network, mode=mode)  # type: ignore[assignment]
-    optimizer = torch.optim.SGD(
-        model.parameters(), training.lr, training.momentum, weight_decay=training.weight_decay
-    )
-    schedule = _schedule(optimizer, training, steps=-(-len(dataset) // training.batch_size))
-    history: History = []
-    # The attack by its own repr: asdict would not tell PGD from PGDL2.
-    identity = {"settings": repr(asdict(training) | {"attack": training.attack})}
+    make = training.optimizer or partial(torch.optim.SGD, momentum=training.momentum)
+    optimizer = make(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
+    schedule, history = _schedule(optimizer, training, steps), History()
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    if checkpoint is not None:
-        identity |= {"images": dataset.fingerprint, "network": repr(model)}
+    # Where a function lies in memory is not what it is.
+    identity = {"settings": re.sub(r" at 0x[0-9a-f]+", "", repr(vars(training))), "network": repr(model)}
+    if checkpoint is not None and isinstance(dataset, Dataset):
+        checkpoint, identity = Path(checkpoint), identity | {"images": dataset.fingerprint}
         if checkpoint.exists():
             history = _resume(checkpoint, identity, parts, device)
             on_epoch(history)  # it may have been killed before it was called
     for epoch in range(len(history), training.epochs):
         start = perf_counter()
-        with evaluation_mode(model):  # which puts every layer back into the mode that it was in
-            loss, accuracy = _epoch(
-                network, dataset, training, epoch, optimizer, schedule, history, device, on_step
-            )
+        # A stream for each kind of chance: generators of one seed would draw the same raw numbers.
+        # A CPU's generator looks at 32 bits of its seed.
+        order, noise, dropout = (100_003 * training.seed + epoch + k * 10**9 for k in range(3))
+        chance.manual_seed(order)
+        attacker = torch.Generator(device).manual_seed(noise)
+        images, total_loss, hits = 0, *torch.zeros(2, device=device)
+        with evaluation_mode(model), torch.random.fork_rng():  # which puts every layer back into its mode
+            torch.manual_seed(dropout)
+            for step, (x, y) in enumerate(islice(source(), steps)):
+                x = change(x) if callable(change) else x
+                if attack is not None:
+                    network.train(training.crafting != "eval")
+                    tracked = training.crafting == "train"
+                    x = attack(network, x, y, generator=attacker, update_buffers=tracked, checked=True)
+                network.train()
+                logits = logits_of(network(x))
+                loss = F.cross_entropy(logits, y, label_smoothing=training.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                if training.clip is not None:
+                    nn.utils.clip_grad_norm_(network.parameters(), training.clip)
+                optimizer.step()
+                schedule.step()
+                images += len(y)
+                total_loss += loss.detach() * len(y)
+                hits += (logits.detach().argmax(1) == y).sum()
+                if step % CHECK_EVERY == 0 and not torch.isfinite(total_loss):
+                    raise TrainingDiverged(epoch + 1, step, history)
+                on_step()
+        # The last step may have spoilt weights that no loss has seen yet.
+        if not all(torch.isfinite(tensor).all() for tensor in (total_loss, *network.parameters())):
+            raise TrainingDiverged(epoch + 1, step, history)
         record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
-        record |= {"train_loss": loss, "train_accuracy": accuracy}
+        record |= {"train_loss": total_loss.item() / images, "train_accuracy": 100 * hits.item() / images}
         for mode in statistics_modes(model) if validation is not None else ():
             correct, val_loss, _ = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
-            val_accuracy = 100 * correct.float().mean().item()
-            record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": val_accuracy}
+            accuracy = 100 * correct.float().mean().item()
+            record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]
         if checkpoint is not None:
-            _save(checkpoint, identity, parts, history)
+            _save(Path(checkpoint), identity, parts, history)
         on_epoch(history)
     return history
 
 
-def _epoch(
-    network: nn.Module,
-    dataset: Dataset,
-    training: Training,
-    epoch: int,
-    optimizer: torch.optim.Optimizer,
-    schedule: LRScheduler,
-    history: History,
-    device: str | torch.device,
-    on_step: Callable[[], None],
-) -> tuple[float, float]:
-    seed = 100_003 * training.seed + epoch
-    # A stream for each kind of chance: generators of one seed would draw the same raw numbers.
-    # A CPU's generator looks at 32 bits of its seed.
-    order, noise, dropout = seed, seed + 10**9, seed + 2 * 10**9
-    attacker = torch.Generator(device).manual_seed(noise)
-    total_loss = torch.zeros((), device=device)
-    total_correct = torch.zeros((), dtype=torch.long, device=device)
-    with torch.random.fork_rng():
-        torch.manual_seed(dropout)
-        options: dict[str, Any] = {"augmented": training.augment, "channels_last": training.channels_last}
-        chance = torch.Generator().manual_seed(order)
-        stream = batches(dataset, training.batch_size, generator=chance, device=device, **options)
-        for step, (x, y) in enumerate(stream):
-            if training.attack is not None:
-                network.train(training.crafting != "eval")
-                tracked = training.crafting == "train"
-                x = training.attack(network, x, y, generator=attacker, update_buffers=tracked, checked=True)
-            network.train()
-            logits = network(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=training.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            if training.clip is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), training.clip)
-            optimizer.step()
-            schedule.step()
-            total_loss += loss.detach() * len(y)
-            total_correct += (logits.detach().argmax(1) == y).sum()
-            if step % CHECK_EVERY == 0 and not torch.isfinite(total_loss):
-                raise TrainingDiverged(epoch + 1, step, history)
-            on_step()
-    # The last step may have spoilt weights that no loss has seen yet.
-    if not all(torch.isfinite(tensor).all() for tensor in (total_loss, *network.parameters())):
-        raise TrainingDiverged(epoch + 1, step, history)
-    return total_loss.item() / len(dataset), 100 * total_correct.item() / len(dataset)
+def fit_many(
+    models: Sequence[nn.Module],
+    dataset: Images,
+    training: Training | Sequence[Training],
+    *,
+    checkpoints: Sequence[Path | str | None] | None = None,
+    on_epoch: Callable[[int, History], None] = lambda index, history: None,
+    **options: Any,
+) -> list[History | TrainingDiverged]:
+    """Train models in place on the same images, one after another, each as :func:`fit` does, which see.
+
+    Settings are those of all or a sequence; checkpoints a sequence. ``on_epoch`` is called with the place of
+    a model and its history. Returned is for each model its history, or, where training diverged, the error,
+    which has the history up to there; the others are trained all the same.
+    """
+    settings = [training] * len(models) if isinstance(training, Training) else training
+    files = [None] * len(models) if checkpoints is None else checkpoints
+    if len(counts := {len(models), len({*map(id, models)}), len(settings), len(files)}) > 1:
+        raise ValueError(f"{sorted(counts)} different models, settings and checkpoints: each needs its own")
+    found: list[History | TrainingDiverged] = []
+    for i, (model, one, file) in enumerate(zip(models, settings, files, strict=True)):
+        try:
+            found.append(fit(model, dataset, one, checkpoint=file, on_epoch=partial(on_epoch, i), **options))
+        except TrainingDiverged as error:
+            found.append(error)
+    return found
 
 
 def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) -> LRScheduler:
@@ -270,9 +305,8 @@ def _resume(
 class Bfloat16(nn.Module):
     """A network under autocast that answers float32, so that the loss is computed in float32.
 
-    Weights and running statistics keep their type. Where PyTorch has no bfloat16 kernels for the CPU (x86
-    before AVX-512, builds without oneDNN) it computes the products of :class:`WideProducts`, and so is at
-    least as fast as in float32 on every machine.
+    Where PyTorch has no bfloat16 kernels for the CPU (x86 before AVX-512, builds without oneDNN) it computes
+    the products of :class:`WideProducts`, and so is at least as fast as in float32 on every machine.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -284,14 +318,13 @@ class Bfloat16(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = self.wide_on_cpu and x.device.type == "cpu"
         with torch.autocast(x.device.type, torch.bfloat16), WideProducts() if wide else nullcontext():
-            return self.model(x).float()
+            return logits_of(self.model(x)).float()
 
 
 class WideProducts(TorchFunctionMode):
     """Convolutions and linear layers of bfloat16 numbers, multiplied in float32 and rounded to bfloat16.
 
-    Kernels for bfloat16 add up in float32 as well, so answers and gradients are theirs but for the order of
-    the sum. Without such kernels PyTorch falls back on loops ten times slower than float32.
+    Kernels for bfloat16 add up in float32 too. PyTorch's loops without them take ten times as long.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -49,7 +49,7 @@ def training_settings(run: Run) -> Training:
     if run.training == "adversarial":
         eps = paper_eps(run.dataset, run.eps)
         attack = PGD(eps, steps=run.attack_steps, step_size=tuple(run.attack_step * e for e in eps))
-    shared = {field.name for field in fields(Training)} - {"attack"}
+    shared = {field.name for field in fields(Training)} & {field.name for field in fields(Run)}
     return Training(attack=attack, **{name: getattr(run, name) for name in shared})
 
 

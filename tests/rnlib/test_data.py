@@ -132,8 +132,12 @@ def test_dataset_subset_and_fingerprint():
 
 def test_dataset_refuses_wrong_tensors():
     good = make()
-    with pytest.raises(ValueError, match=r"images must be uint8 \(N, C, H, W\), got torch.float32"):
-        data.Dataset("x", good.images.float(), good.labels, good.classes)
+    with pytest.raises(ValueError, match=r"images must be uint8 or floating-point .*, got torch.int64"):
+        data.Dataset("x", good.images.long(), good.labels, good.classes)
+    for low, high in ((0, 255), (-2.1, 2.6), (0, 1.01), (0, float("nan"))):
+        images = torch.linspace(low, high, good.images.numel()).view(good.images.shape)
+        with pytest.raises(ValueError, match=r"values in \[.*\], they must lie in \[0, 1\]"):
+            data.Dataset("x", images, good.labels, good.classes)
     with pytest.raises(ValueError, match=r"images must be uint8 .* got torch.uint8 \(10, 3, 6\)"):
         data.Dataset("x", good.images[..., 0], good.labels, good.classes)
     with pytest.raises(ValueError, match=r"labels must be int64 \(10,\), got torch.int64 \(9,\)"):

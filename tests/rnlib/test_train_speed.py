@@ -98,16 +98,21 @@ def test_contiguous_weights_stay_contiguous():
     assert [r["train_loss"] for r in history] == pytest.approx([r["train_loss"] for r in expected], rel=1e-3)
 
 
-@pytest.mark.parametrize("attack", [None, PGD2, PGDL2(0.03, steps=2)])
+WAITS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+MADE_HERE = (torch.ops.aten.lift_fresh, torch.ops.aten.randint, torch.ops.aten.randperm)
+
+
+@pytest.mark.parametrize("attack", [None, PGD2, PGDL2((0.03, 0.02, 0.01), steps=2, step_size=0.01)])
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
-def test_no_step_waits_for_the_device(norm, attack):
-    """Every .item(), float() or bool() of a tensor is one of these operators."""
-    waits, steps = [], []
+def test_no_step_waits_for_the_device_or_brings_something_there(norm, attack):
+    """Every .item(), float() or bool() of a tensor is one of WAITS, every torch.tensor() one of MADE_HERE."""
+    waits, made, steps = [], [], []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if function.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
-                waits.append(len(steps))
+            for seen, wanted in ((waits, WAITS), (made, MADE_HERE)):
+                if function.overloadpacket in wanted:
+                    seen.append(len(steps))
             return function(*args, **(kwargs or {}))
 
     with Watch():
@@ -116,3 +121,4 @@ def test_no_step_waits_for_the_device(norm, attack):
     assert len(steps) == 6
     assert set(waits) <= {0, 6}
     assert waits.count(0) == 1
+    assert set(made) == {0}  # order and augmentation are drawn before the first step

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrize import register_parametrization
 
 from rnlib import BatchNorm, Dataset, RobustNorm, audit_batch_dependence, convert_norms, use_statistics
@@ -89,6 +90,18 @@ def test_what_cannot_be_kept_is_an_error_that_names_the_layer(layer, norm):
     with pytest.raises(ValueError, match=rf"layer '1\.0' is a {type(layer).__name__} .*exchange it by hand"):
         convert_norms(model, norm)
     assert [type(model[0]), model[1][0]] == [nn.BatchNorm2d, layer]
+
+
+class AnyDimensions(_BatchNorm):
+    def _check_input_dim(self, input):
+        pass
+
+
+def test_a_subclass_for_any_dimensions_stays_one():
+    layer = AnyDimensions(3)
+    ours = convert_norms(copy.deepcopy(layer), "batch_norm")
+    for shape in ((4, 3), (4, 3, 5), (4, 3, 5, 5)):
+        torch.testing.assert_close(ours(draw(*shape)), layer(draw(*shape)))
 
 
 def test_a_subclass_that_adds_nothing_is_a_batch_norm():

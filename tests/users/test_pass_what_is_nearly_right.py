@@ -107,7 +107,8 @@ def test_arrays_become_tensors():
     [
         (IMAGES.images.permute(0, 2, 3, 1), Y, r"\(4, 8, 8, 3\): .*permute\(0, 3, 1, 2\)"),
         (IMAGES.images.permute(0, 2, 3, 1).numpy(), Y, r"permute\(0, 3, 1, 2\)"),
-        (X, Y, "images must be uint8"),
+        (255 * X, Y, r"they must lie in \[0, 1\]"),
+        (X.bool(), Y, "images must be uint8 or floating-point"),
         (IMAGES.images[0], Y, r"\(N, C, H, W\), got torch.uint8 \(3, 8, 8\)"),
         (IMAGES.images, nn.functional.one_hot(Y), r"argmax\(1\)"),
         (IMAGES.images, nn.functional.one_hot(Y).float(), r"argmax\(1\)"),
@@ -146,6 +147,12 @@ def test_one_image_needs_its_batch_axis():
         PGD(0.1)(MODEL, X[0], Y[0])
     with pytest.raises(ValueError, match=r"\(3, 8, 8\), expected \(N, 3, H, W\)"):
         MODEL(X[0])
+    unbatched = torch.rand(8, 8, 8)  # which PyTorch's convolutions answer, and where C is H
+    for norm in ("batch_norm", "robust_norm", "sigma_norm"):
+        model = convert_norms(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)), norm)
+        with pytest.raises(ValueError, match="expected 4D input"):
+            model(unbatched)
+    assert convert_norms(nn.BatchNorm1d(8), "robust_norm")(unbatched).shape == (8, 8, 8)
 
 
 def test_a_path_is_a_name_too(tmp_path):

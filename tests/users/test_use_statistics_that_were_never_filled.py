@@ -61,6 +61,19 @@ def test_filled_statistics_and_those_of_a_batch_say_nothing():
         GradSign(0.1)(after_a_step(fresh()).eval(), X, Y)
 
 
+def test_a_norm_by_itself_is_named_and_an_error_restores_the_mode():
+    layer = make_norm("robust_norm")(3).eval()
+    layer.statistics = "batch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with (
+            pytest.raises(UserWarning, match="tracked statistics of the model:"),
+            use_statistics(layer, "tracked"),
+        ):
+            pass
+    assert layer.statistics == "batch"
+
+
 def test_it_is_said_once():
     model = fresh().eval()
     with warnings.catch_warnings(record=True) as shown:
