@@ -20,7 +20,8 @@ def write_tensors(path: Path, value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".*-{path.name}"):
             left.unlink()
-        torch.save(value, temporary)
+        with temporary.open("wb") as file:  # by name, PyTorch refuses some names
+            torch.save(value, file)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # a RuntimeError is PyTorch's word for a full disk
         with suppress(OSError):

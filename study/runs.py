@@ -199,7 +199,8 @@ def tables(profile: str) -> list[tuple[Run, str]]:
     contents, pairs = read_profile(profile), [(run, "evaluations") for run in grid(profile)]
     blocks = [contents[name] | {"names": [name]} for name in ("statistics", "landscape")]
     for block in blocks + contents["measurements"]:
-        if not (chosen := chosen_runs(profile, block["runs"])):
+        chosen = chosen_runs(profile, block["runs"])
+        if not chosen and [] not in block["runs"].values():  # with an empty list none is meant
             raise ValueError(
                 f"{block['names']} of profile {profile}: runs {block['runs']} must be in its grid"
             )

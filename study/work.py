@@ -30,7 +30,9 @@ Row = dict[str, Any]
 def chosen_device(device: str | None) -> str:
     """The device that is named; without a name ``"cuda"`` if there is one, else ``"cpu"``."""
     try:
-        return str(torch.empty(0, device=device or ("cuda" if torch.cuda.is_available() else "cpu")).device)
+        if device is None:
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(torch.empty(0, device=device).device)
     except (AssertionError, RuntimeError, TypeError) as error:
         known = "cpu, or a device that is here: cuda, cuda:1, mps, ..."
         raise ValueError(f"device is {device!r}, it must be {known}") from error
@@ -156,6 +158,7 @@ def measure_run(
     if name not in MEASUREMENTS:
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
     path, device = run.directory / f"{name}.csv", chosen_device(device)
+    new_model(run)  # which refuses settings before there is a folder
     if store.finished(run, path) is None:
         with whole.alone(path), _in_memory(run):
             if store.finished(run, path) is None:  # else another process made it, while this one waited

@@ -106,7 +106,7 @@ def test_a_damaged_result(folder, right, monkeypatch, file, damage):
     chance = random.Random(f"{SEED} {file}")
     path.write_bytes(dict(damages(chance, path.read_bytes(), not file.endswith(BINARY)))[damage])
     if not file.endswith(".pt"):  # of which some bytes mean nothing, and then the work goes on
-        monkeypatch.setattr("rnlib.train._epoch", no_work)
+        monkeypatch.setattr("rnlib.train._schedule", no_work)
         monkeypatch.setattr("torch.nn.functional.cross_entropy", no_work)
     report._joined.cache_clear()
     report._outcomes.cache_clear()

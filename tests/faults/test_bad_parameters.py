@@ -46,7 +46,7 @@ def every(kind, path, cuts):
 @pytest.mark.parametrize(("name", "value"), WRONG)
 def test_a_wrong_parameter(name, value, tmp_path, monkeypatch):
     monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
-    monkeypatch.setattr("rnlib.train._epoch", lambda *what: pytest.fail("work was done"))
+    monkeypatch.setattr("rnlib.train._schedule", lambda *what: pytest.fail("work was done"))
 
     def worker():
         run, options = chosen_run({"profile": PROFILE, name: value}, "device")

@@ -83,7 +83,7 @@ def test_memory_of_a_gpu_that_does_not_suffice(tmp_path, monkeypatch):
     smaller(monkeypatch)
     run = make_run(PROFILE)
     with monkeypatch.context() as patch:
-        patch.setattr("rnlib.train._epoch", full)
+        patch.setattr("rnlib.train._schedule", full)
         refusal(lambda: work.train_run(run), run.name, "lower batch_size", kinds=MemoryError)
     assert not [*run.directory.glob(".*")]
     work.train_run(run)

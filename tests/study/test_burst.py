@@ -38,7 +38,7 @@ def long(tmp_path):
     """A profile of one run of six epochs, of which little is measured."""
     contents = yaml.safe_load(Path(PROFILE).read_text())
     contents |= {"grid": [{"seed": 0}], "natural": {"epochs": 6, "snapshots": [3]}, "measurements": []}
-    contents |= {name: contents[name] | {"runs": {"seed": 1}} for name in ("statistics", "landscape")}
+    contents |= {name: contents[name] | {"runs": {"seed": []}} for name in ("statistics", "landscape")}
     path = tmp_path / "long.yml"
     path.write_text(yaml.safe_dump(contents))
     return str(path)
@@ -90,7 +90,7 @@ def short(tmp_path):
     """A profile of two runs and three tables."""
     contents = yaml.safe_load(Path(PROFILE).read_text())
     contents |= {"grid": [{"norm": ["batch_norm", "no_norm"], "seed": 0}], "measurements": []}
-    contents |= {"landscape": contents["landscape"] | {"runs": {"seed": 1}}}
+    contents |= {"landscape": contents["landscape"] | {"runs": {"seed": []}}}
     path = tmp_path / "short.yml"
     path.write_text(yaml.safe_dump(contents))
     return str(path)
@@ -311,7 +311,7 @@ def test_the_command_rehearses_and_says_what_stopped_it(tmp_path, monkeypatch, c
     assert "tiny.yml lacks 5 trainings and 12 tables" in capsys.readouterr().out
     assert os.environ["RNLIB_RESULTS"] == str(out / "results")
     (run := out / "results" / "tiny" / "run").mkdir(parents=True)
-    for name in ("checkpoint.pt", "checkpoint.pt.77.tmp", ".77-weights"):
+    for name in ("checkpoint.pt", ".77-checkpoint.pt", ".77-weights"):
         (run / name).touch()
     assert command("--rehearse", "--minutes", 0, "--out", out) is None  # packs what changed since the first
     (pack,) = out.glob("pack-*")

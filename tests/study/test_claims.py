@@ -106,8 +106,8 @@ def test_the_papers_own_numbers_are_as_its_claims_say_but_for_these():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frist": {}}, "unexpected keyword argument 'frist'"),
-        ({"first": None}, "missing 1 required keyword-only argument: 'first'"),
+        ({"frist": {}}, "frist is not known; known are id, page"),
+        ({"first": None}, "it must have first"),
         ({"kind": "guess"}, r"kind is 'guess', it must be one of \('paper', 'beyond'\)"),
         ({"budget": "long"}, "budget is 'long'"),
         ({"value": "acuracy"}, r"value is 'acuracy', it must be one of \['accuracy'"),
