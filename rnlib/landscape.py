@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from rnlib.attacks import check_batch, check_count, check_length
-from rnlib.statistics import evaluation_mode, logits_of, use_statistics
+from rnlib.statistics import check_batch, check_count, check_size, evaluation_mode, logits_of, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -95,7 +94,7 @@ def loss_plane(
         TypeError, ValueError: unusable model, images, labels or options.
     """
     check_count("points", points)
-    check_length("radius", radius)
+    check_size("radius", radius)
     if points % 2 == 0:
         raise ValueError(f"points is {points}, it must be odd: the weights themselves are one of them")
     generator, coordinates = torch.Generator().manual_seed(seed), torch.linspace(-radius, radius, points)
@@ -127,7 +126,7 @@ def loss_rise(
     Args and errors: as :func:`loss_plane`.
     """
     check_count("directions", directions)
-    check_length("radius", radius)
+    check_size("radius", radius)
     generator, rises = torch.Generator().manual_seed(seed), []
     with _landscape(model, x, y, statistics, batch_size) as (loss, base):
         here = loss()
@@ -156,7 +155,7 @@ def top_curvature(
     Args and errors: as :func:`loss_plane`.
     """
     check_count("steps", steps)
-    check_length("size", size)
+    check_size("size", size)
     generator, value = torch.Generator().manual_seed(seed), 0.0
     with _landscape(model, x, y, statistics, batch_size) as (loss, base), torch.enable_grad():
         vector = [torch.randn(b.shape, generator=generator, dtype=b.dtype).to(b.device) for b in base]
