@@ -1,7 +1,6 @@
 """Exchanging the batch norms of any PyTorch model."""
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -104,14 +103,12 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
     known = next((kind for kind in type(old).__mro__ if kind in _KNOWN), None)
     native_class: Any = known if native else old.native_class
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics
-    settings = {"track_running_stats": statistics == "tracked"} | options
-    make: Any = (
-        partial(native_class or _NATIVE_CLASS[dimensions], **settings)
-        if norm == NATIVE
-        else make_norm(norm, **options)
-    )
     try:
-        new = make(old.num_features)
+        if norm == NATIVE:
+            settings = {"track_running_stats": statistics == "tracked"} | options
+            new = (native_class or _NATIVE_CLASS[dimensions])(old.num_features, **settings)
+        else:
+            new = make_norm(norm, **options)(old.num_features)
     except TypeError as error:
         raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
     if isinstance(new, WeightNorm):

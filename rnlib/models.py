@@ -235,7 +235,7 @@ def _initialised(layers: list[nn.Module]) -> nn.Module:
     return model
 
 
-# Of each trained network the first half of the sha256 of its weights, and the percent right of 2,000 test
+# Of each trained ResNet-20 the first half of the sha256 of its weights, and the percent right of 2,000 test
 # images, clean and under the paper's PGD, with tracked and with batch statistics.
 _TRAINED = {
     "batch_norm_natural_seed0": ("97118ff36e9601b0d5d20d95ed9fa090", 87.35, 28.65, 83.65, 49.25),

@@ -33,9 +33,8 @@ def wide(v: Tensor) -> Tensor:
 def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Module]:
     for name, layer in model.named_modules():
         if is_native(layer):
-            fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
-            kind = type(layer).__name__
-            raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
+            what = f"layer {name!r} is a native {type(layer).__name__} and cannot be switched"
+            raise ValueError(f"{what}; convert it first: model = rnlib.convert_norms(model, 'batch_norm')")
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
     try:
         for layer, _ in before:
@@ -51,13 +50,9 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
 def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[nn.Module]:
     """Within the block, all norms of the model use these statistics in evaluation mode.
 
-    Args:
-        model: any module; layers that are not a :class:`rnlib.Norm` are left alone.
-        statistics: ``"tracked"`` (running averages), ``"batch"`` (of the batch at hand), or ``"none"``, which
-            leaves the model as it is: see :func:`statistics_modes`.
-
-    Raises:
-        ValueError: other statistics, or a native PyTorch batch norm in the model, which cannot be switched.
+    They are ``"tracked"`` (running averages), ``"batch"`` (of the batch at hand), or ``"none"``, which leaves
+    the model as it is: see :func:`statistics_modes`. Layers that are no :class:`rnlib.Norm` are left alone.
+    ValueError for others, or a native PyTorch batch norm in the model, which cannot be switched.
     """
     if statistics not in (*STATISTICS_MODES, "none"):
         raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
@@ -137,8 +132,7 @@ def logits_of(answer: Any) -> Tensor:
 def track(model: nn.Module, tracking: bool) -> AbstractContextManager[nn.Module]:
     """Within the block, training-mode forwards update the running statistics of the model's norms, or do not.
 
-    Raises:
-        ValueError: a native PyTorch batch norm in the model, which cannot be switched.
+    ValueError for a native PyTorch batch norm in the model, which cannot be switched.
     """
     return _switched(model, "tracking", tracking)
 
@@ -188,17 +182,11 @@ def borrowed(model: nn.Module, update_buffers: bool = False) -> Iterator[None]:
 
 
 def norm_layers(model: nn.Module) -> dict[str, Norm]:
-    """The layers of a model that have running statistics, by name, in the order of the model.
-
-    Raises:
-        ValueError: there is none; native PyTorch batch norms must be converted first.
-    """
+    """The layers of a model that have running statistics, by name, in its order; ValueError without one."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Norm)}
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no norm of rnlib with running statistics; "
-            "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
-        )
+        fix = "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
+        raise ValueError(f"{type(model).__name__} has no norm of rnlib with running statistics; {fix}")
     return layers
 
 
@@ -212,14 +200,13 @@ def tracked_statistics(model: nn.Module) -> Statistics:
 def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") -> Statistics:
     """The statistics of one batch at the input of every norm layer, with the model in evaluation mode.
 
+    Returned is for every layer what it would have tracked; a layer used several times reports its last use.
+
     Args:
         model: left in the mode it was in.
         x: images (N, C, H, W) in [0, 1].
         statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper
             layers see what they see there), ``"tracked"`` as at the paper's inference.
-
-    Returns:
-        For every layer what it would have tracked; a layer used several times reports its last use.
     """
     layers, found = norm_layers(model), Statistics()
     with ExitStack() as hooks, evaluation_mode(model), use_statistics(model, statistics):
@@ -234,16 +221,10 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
 
 
 def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far two sets of statistics lie apart, per channel, in units free of the scale of a layer.
+    """How far statistics of a model lie from others, the second, in units free of the scale of a layer.
 
-    Args:
-        model: the network that both belong to.
-        first: the statistics in question.
-        second: the reference.
-
-    Returns:
-        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard
-        deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
+    Returned are two tensors (C,) for each layer: the shift of the centre in units of the second's standard
+    deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
     """
     layers, result = norm_layers(model), {}
     for name in second:
@@ -359,9 +340,8 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
 
     Args:
         model: answers logits (N, classes); in evaluation mode meanwhile, and left as it was.
-        x: images (N, C, ...) in [0, 1].
-        y: labels, int64 (N,).
-        statistics: ``"batch"``, ``"tracked"`` or ``"none"``, as for :func:`use_statistics`.
+        x, y: images (N, C, ...) in [0, 1] and labels, int64 (N,).
+        statistics: as for :func:`use_statistics`.
 
     Raises:
         ValueError: another number of labels than of images, or what :func:`use_statistics` raises.
