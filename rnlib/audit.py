@@ -106,8 +106,7 @@ def audit_batch_dependence(
         budget: of :func:`rnlib.strongest`, which takes most of the time by far.
         plain: batches of training images without augmentation, for the statistics of that name.
         seed: of the two random orders and of the attacks.
-        device: where to compute.
-        progress: show where it is, and accuracies so far.
+        device, progress: where to compute; show where it is, and accuracies so far.
 
     Raises:
         TypeError, ValueError: as :func:`rnlib.measure`; no batch size or one below 1.

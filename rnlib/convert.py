@@ -32,7 +32,6 @@ def convert_norms(
     ``statistics="batch"``, and the other way round; ``SyncBatchNorm`` one that sees its own process's batch.
 
     Args:
-        model: any module.
         norm: a name of :func:`rnlib.make_norm`, ``"torch_batch_norm"`` for PyTorch's own layers, or a
             function from a number of channels to a layer, which decides momentum and eps by itself.
         dimensions: 1, 2 or 3, for ``"torch_batch_norm"``: which of ``nn.BatchNorm{1,2,3}d`` layers of rnlib

@@ -78,8 +78,7 @@ def loss_plane(
 
     Args:
         model: with norms of rnlib, or none; evaluated in evaluation mode and left bit for bit as it was.
-        x: images (N, C, H, W) in [0, 1].
-        y: labels (N,).
+        x, y: images (N, C, H, W) in [0, 1] and labels (N,).
         statistics: ``"tracked"`` or ``"batch"``: the same weights have another landscape in each.
         radius: half the side of the square; at 1 a step is as long as the filters are.
         points: samples on a side, odd so that the weights themselves are one.
@@ -119,11 +118,9 @@ def loss_rise(
 ) -> Tensor:
     """How much the loss rises at a distance from the weights, along random filter-normalised directions.
 
-    Returns:
-        For each direction d the mean of the losses at +radius d and -radius d minus that at the weights,
-        (directions,): a sharpness that an interval over directions can be given for.
-
-    Args and errors: as :func:`loss_plane`.
+    Returned is for each direction d the mean of the losses at +radius d and -radius d minus that at the
+    weights, (directions,): a sharpness that an interval over directions can be given for. Arguments and
+    errors are as for :func:`loss_plane`.
     """
     check_count("directions", directions)
     check_size("radius", radius)
@@ -150,9 +147,8 @@ def top_curvature(
     """The eigenvalue of largest size of the loss's Hessian, by power iteration.
 
     Products with the Hessian are central differences of gradients at ``size`` times a unit vector, as
-    RobustNorm is differentiable once only. ``steps`` is the number of iterations.
-
-    Args and errors: as :func:`loss_plane`.
+    RobustNorm is differentiable once only. ``steps`` is the number of iterations; the others and errors are
+    as for :func:`loss_plane`.
     """
     check_count("steps", steps)
     check_size("size", size)

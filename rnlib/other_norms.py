@@ -92,7 +92,7 @@ class SigmaNorm(BatchNorm):
     2 sigma is at most the range (Popoviciu's inequality, Eq 13), and reached by two equal clusters. p = 1
     is BatchNorm divided by 2. Tracked are the mean and the unbiased variance, as by BatchNorm.
 
-    Args: as :class:`rnlib.RobustNorm`.
+    Arguments are those of :class:`rnlib.RobustNorm`.
     """
 
     shown = (*BatchNorm.shown, "p")
@@ -117,9 +117,7 @@ class FrozenNorm(_NormBase):
     """BatchNorm with the statistics of the first training batch that passes, for ever: an affine map.
 
     In evaluation mode before that batch, mean 0 and variance 1. There is no second mode, hence no mismatch.
-
-    Args:
-        num_features, eps, affine: see :class:`rnlib.Norm`.
+    Arguments are as for :class:`rnlib.Norm`.
     """
 
     num_batches_tracked: Tensor

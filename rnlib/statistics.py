@@ -244,13 +244,9 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
     Weights do not change, and everything but the norms is in evaluation mode. What the images are decides
     what inference is tuned to: clean images repair an average that was taken over adversarial ones.
 
-    Args:
-        model: changed in place and returned, every layer in the mode it was in.
-        images: batches (N, C, H, W) in [0, 1], at least one.
-
-    Raises:
-        ValueError, TypeError: no batch was given, or something that is no tensor. After every error the
-            running statistics are as before.
+    The model is changed in place and returned, every layer in the mode it was in. ``images`` are batches
+    (N, C, H, W) in [0, 1]. ValueError or TypeError if there is none, or something that is no tensor; after
+    every error the running statistics are as before.
     """
     layers = norm_layers(model).values()
     before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
@@ -343,8 +339,7 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
         x, y: images (N, C, ...) in [0, 1] and labels, int64 (N,).
         statistics: as for :func:`use_statistics`.
 
-    Raises:
-        ValueError: another number of labels than of images, or what :func:`use_statistics` raises.
+    Raises ValueError for another number of labels than of images, and as :func:`use_statistics`.
     """
     if y.shape != x.shape[:1]:
         raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")

@@ -212,10 +212,7 @@ class Square(Attack):
         best = (x + eps * signs(n, c, 1, w)).clamp_(0, 1)
         gain = task.margin(task.logits(best))
         for query in range(self.queries):
-            # Squares are halved at fixed fractions of the queries.
-            progress = query / self.queries * 10_000
-            halvings = sum(progress > at for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
-            side = min(h, w, max(1, round(math.sqrt(self.p / 2**halvings * h * w))))
+            side = min(h, w, max(1, round(math.sqrt(self._share(query) * h * w))))
             corner = draw(torch.rand, torch.Size((2, n)), x, generator)
             top, left = (corner[0] * (h - side + 1)).long(), (corner[1] * (w - side + 1)).long()
             rows = torch.arange(h, device=x.device) - top[:, None]
@@ -228,6 +225,12 @@ class Square(Attack):
             better = found > gain
             best, gain = torch.where(column(better, x), proposal, best), torch.where(better, found, gain)
         return best
+
+    def _share(self, query: int) -> float:
+        """Share of the pixels in a square: halved at fixed fractions of the queries, as in the original."""
+        progress = query / self.queries * 10_000
+        halvings = sum(progress > at for at in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
+        return self.p / 2**halvings
 
 
 class Among(nn.Module):
