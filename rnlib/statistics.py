@@ -208,16 +208,16 @@ def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") 
         statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper
             layers see what they see there), ``"tracked"`` as at the paper's inference.
     """
-    layers, found = norm_layers(model), Statistics()
+    layers, found = norm_layers(model), dict[Norm, tuple[Tensor, Tensor]]()
+
+    def note(layer: Norm, inputs: tuple[Tensor, ...]) -> None:
+        found[layer] = layer.batch_statistics(inputs[0])
+
     with ExitStack() as hooks, evaluation_mode(model), use_statistics(model, statistics):
-        for name, layer in layers.items():
-
-            def note(module: Norm, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found[name] = module.batch_statistics(inputs[0])
-
+        for layer in layers.values():
             hooks.enter_context(layer.register_forward_pre_hook(note))
         model(x)
-    return {name: found[name] for name in layers if name in found}
+    return {name: found[layer] for name, layer in layers.items() if layer in found}
 
 
 def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
