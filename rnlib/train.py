@@ -187,7 +187,7 @@ def fit(
     make = training.optimizer or partial(torch.optim.SGD, momentum=training.momentum)
     optimizer = make(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     schedule, history = _schedule(optimizer, training, steps), History()
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     # Where a function lies in memory is not what it is.
     identity = {"settings": re.sub(r" at 0x[0-9a-f]+", "", repr(vars(training))), "network": repr(model)}
     if checkpoint is not None and isinstance(dataset, Dataset):
