@@ -38,60 +38,12 @@ from rnlib.train import Training, TrainingDiverged, fit, fit_many
 
 __version__ = "0.2.0"
 
-__all__ = [
-    "APGD",
-    "BIM",
-    "FPA",
-    "GMSA",
-    "PGD",
-    "PGDL2",
-    "Among",
-    "Attack",
-    "Audit",
-    "BatchDependence",
-    "BatchNorm",
-    "Budget",
-    "CarliniWagner",
-    "Dataset",
-    "Detached",
-    "Evaluation",
-    "GaussianNoise",
-    "Grad",
-    "GradSign",
-    "MeanRangeNorm",
-    "MinMaxNorm",
-    "NoNorm",
-    "Norm",
-    "Normalize",
-    "RobustNorm",
-    "Robustness",
-    "Square",
-    "Strongest",
-    "Training",
-    "TrainingDiverged",
-    "attack_neighbours",
-    "audit_batch_dependence",
-    "batch_statistics",
-    "convert_norms",
-    "distance",
-    "evaluate",
-    "fit",
-    "fit_many",
-    "frozen",
-    "gradient_shares",
-    "load",
-    "make_norm",
-    "measure",
-    "paper_eps",
-    "paper_suite",
-    "pretrained",
-    "recalibrate",
-    "resnet",
-    "statistics_modes",
-    "strongest",
-    "success",
-    "track",
-    "tracked_statistics",
-    "use_statistics",
-    "vgg",
-]
+__all__ = ["BatchNorm", "MeanRangeNorm", "MinMaxNorm", "NoNorm", "Norm", "RobustNorm"]
+__all__ += ["Dataset", "Normalize", "convert_norms", "load", "make_norm", "pretrained", "resnet", "vgg"]
+__all__ += ["Evaluation", "Training", "TrainingDiverged", "evaluate", "fit", "fit_many", "measure"]
+__all__ += ["BIM", "PGD", "PGDL2", "Attack", "CarliniWagner", "GaussianNoise", "Grad", "GradSign"]
+__all__ += ["paper_eps", "paper_suite", "success"]
+__all__ += ["APGD", "FPA", "GMSA", "Among", "Budget", "Square", "Strongest", "attack_neighbours", "strongest"]
+__all__ += ["Detached", "batch_statistics", "distance", "frozen", "gradient_shares", "recalibrate"]
+__all__ += ["statistics_modes", "track", "tracked_statistics", "use_statistics"]
+__all__ += ["Audit", "BatchDependence", "Robustness", "audit_batch_dependence"]

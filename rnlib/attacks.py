@@ -6,7 +6,6 @@ were chosen under: judge the returned batch as a whole, as :func:`success` does.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed, check_kind, logits_of, warn_if_unfilled, wide
+from rnlib.statistics import borrowed, check_batch, check_count, check_pixels, check_size, logits_of, wide
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -322,9 +321,9 @@ class CarliniWagner(Attack):
     def __post_init__(self) -> None:
         check_count("steps", self.steps)
         check_count("binary_search_steps", self.binary_search_steps)
-        check_length("confidence", self.confidence, zero=True)
-        check_length("lr", self.lr)
-        check_length("initial_c", self.initial_c)
+        check_size("confidence", self.confidence, zero=True)
+        check_size("lr", self.lr)
+        check_size("initial_c", self.initial_c)
 
     def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
         # atanh is infinite where a pixel is exactly 0 or 1: shrink a little.
@@ -374,47 +373,3 @@ def paper_suite(dataset: str, normalised_eps: float = 0.03, *, noise_std: float 
         "pgd_l2": PGDL2(eps),
         "cw_l2": CarliniWagner(),
     }
-
-
-def check_pixels(name: str, value: Pixels) -> None:
-    """Raise unless value is a finite number >= 0 or a non-empty tuple of such."""
-    values = value if isinstance(value, tuple) else (value,)
-    if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"{name} is {value!r}, it must be a float, or a tuple with one float per channel")
-    if not all(0 <= v < math.inf for v in values):
-        raise ValueError(f"{name} is {value!r}, it must be finite and at least 0, in pixel units")
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise unless value is an int >= 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        kind = ValueError if type(value) is int else TypeError
-        raise kind(f"{name} is {value!r}, it must be an int of at least 1")
-
-
-def check_length(name: str, value: float, *, zero: bool = False) -> None:
-    """Raise unless value is finite and above 0, or 0 where ``zero`` allows it."""
-    if not (0 < value < math.inf or (zero and value == 0)):
-        raise ValueError(f"{name} is {value}, it must be finite and {'at least' if zero else 'above'} 0")
-
-
-def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True) -> int:
-    """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
-    for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
-        check_kind(name, value, kind)
-    given = f"x is {x.dtype} of shape {tuple(x.shape)}, y {y.dtype} of {tuple(y.shape)}; they must be"
-    need = "floating point (N, C, ...), one image as x[None], and integers (N,), of one-hot rows y.argmax(1)"
-    if not x.is_floating_point() or y.is_floating_point() or y.dtype == torch.bool:
-        raise TypeError(f"{given} {need} (rnlib.data.to_float, y.long())")
-    if x.ndim < 2 or x.numel() == 0 or y.shape != x.shape[:1]:
-        raise ValueError(f"{given} {need}, not empty")
-    low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
-        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: add a Normalize")
-    if y.min() < 0:
-        raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
-    if attacked and any(layer.training for layer in model.modules()):
-        warnings.warn(f"the {type(model).__name__} is attacked in training mode: model.eval()", stacklevel=1)
-    if attacked:
-        warn_if_unfilled(model)
-    return int(y.max()) + 1

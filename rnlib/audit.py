@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -105,8 +106,7 @@ def audit_batch_dependence(
         budget: of :func:`rnlib.strongest`, which takes most of the time by far.
         plain: batches of training images without augmentation, for the statistics of that name.
         seed: of the two random orders and of the attacks.
-        device: where to compute.
-        progress: show where it is, and accuracies so far.
+        device, progress: where to compute; show where it is, and accuracies so far.
 
     Raises:
         TypeError, ValueError: as :func:`rnlib.measure`; no batch size or one below 1.
@@ -120,34 +120,32 @@ def audit_batch_dependence(
         model = convert_norms(model, "batch_norm", native_only=True)
     orders = {"mixed": test_order(len(dataset), seed), "reshuffled": test_order(len(dataset), seed + 1)}
     orders["sorted"] = dataset.labels.argsort(stable=True)
-    records, total = [], 3 * len(batch_sizes) * len(statistics_modes(model))
-    cells = tqdm(total=total, desc="batches", disable=not progress)
-    for mode in statistics_modes(model):
-        reference = _probabilities(model, dataset, orders["mixed"], mode, max(batch_sizes), device)
-        for composition, size in product(COMPOSITIONS, batch_sizes):
-            here = _probabilities(model, dataset, orders[composition], mode, size, device)
-            accuracy = percent(here.argmax(1) == dataset.labels)
-            changed = percent(here.argmax(1) != reference.argmax(1))
-            moved, robust = (here - reference).abs().sum(1).mean().item() / 2, None
-            if attack is not None:
-                arranged = dataset.subset(orders[composition])
-                how = dict[str, Any](statistics=mode, batch_size=size, seed=seed, device=device)
-                robust = percent(measure(model, arranged, attack, **how)[0])
-            records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
-            cells.set_postfix_str(f"{mode}, {composition}: {accuracy:.1f}% correct")
-            cells.update()
-    cells.close()
+    probabilities, records = partial(_probabilities, model, dataset, device=device), []
+    modes, largest = statistics_modes(model), max(batch_sizes)
+    references = {mode: probabilities(orders["mixed"], mode, largest) for mode in modes}
+    cells = tqdm([*product(modes, COMPOSITIONS, batch_sizes)], "batches", disable=not progress)
+    for mode, composition, size in cells:
+        here, there = probabilities(orders[composition], mode, size), references[mode]
+        accuracy = percent(here.argmax(1) == dataset.labels)
+        changed = percent(here.argmax(1) != there.argmax(1))
+        moved, robust = (here - there).abs().sum(1).mean().item() / 2, None
+        if attack is not None:
+            arranged = dataset.subset(orders[composition])
+            how = dict[str, Any](statistics=mode, batch_size=size, seed=seed, device=device)
+            robust = percent(measure(model, arranged, attack, **how)[0])
+        records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
+        cells.set_postfix_str(f"{mode}, {composition}: {accuracy:.1f}% correct")
     most = max(records, key=lambda record: record.changed)
     where = f"{most.composition} batches of {most.batch_size}, statistics {most.statistics}"
     sentence = f"Up to {most.changed:.1f}% of {len(dataset)} answers change ({where})."
     if eps is None:
         return Audit(records, [], sentence, False)
-    *_, mode = statistics_modes(model)
+    *_, mode = modes
     static = {} if mode == "none" else {"tracked": frozen(model)}
     if static and plain is not None:
         static["plain"] = frozen(model, (x.to(device) for x in plain))
     hits: dict[str, list[Tensor]] = {}  # what PGD, the strongest, ... leave correct, (4, n)
-    given, count = stream(dataset.subset(orders["mixed"]), max(batch_sizes), device)
+    given, count = stream(dataset.subset(orders["mixed"]), largest, device)
     with evaluation_mode(model), use_statistics(model, mode):
         bar = tqdm(given, "attacks", count, disable=not progress)
         for index, (x, y) in enumerate(bar):

@@ -1,7 +1,6 @@
 """Exchanging the batch norms of any PyTorch model."""
 
 import copy
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ def convert_norms(
     ``statistics="batch"``, and the other way round; ``SyncBatchNorm`` one that sees its own process's batch.
 
     Args:
-        model: any module.
         norm: a name of :func:`rnlib.make_norm`, ``"torch_batch_norm"`` for PyTorch's own layers, or a
             function from a number of channels to a layer, which decides momentum and eps by itself.
         dimensions: 1, 2 or 3, for ``"torch_batch_norm"``: which of ``nn.BatchNorm{1,2,3}d`` layers of rnlib
@@ -104,14 +102,12 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
     known = next((kind for kind in type(old).__mro__ if kind in _KNOWN), None)
     native_class: Any = known if native else old.native_class
     statistics = ("batch" if old.running_mean is None else "tracked") if native else old.statistics
-    settings = {"track_running_stats": statistics == "tracked"} | options
-    make: Any = (
-        partial(native_class or _NATIVE_CLASS[dimensions], **settings)
-        if norm == NATIVE
-        else make_norm(norm, **options)
-    )
     try:
-        new = make(old.num_features)
+        if norm == NATIVE:
+            settings = {"track_running_stats": statistics == "tracked"} | options
+            new = (native_class or _NATIVE_CLASS[dimensions])(old.num_features, **settings)
+        else:
+            new = make_norm(norm, **options)(old.num_features)
     except TypeError as error:
         raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
     if isinstance(new, WeightNorm):

@@ -22,10 +22,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import PIL
+import PIL.Image
 import torch
-import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from rnlib.files import read_tensors, write_tensors
@@ -34,10 +32,9 @@ from rnlib.files import read_tensors, write_tensors
 # The CIFAR row is that of the paper's released code, for CIFAR-100 too, and the unit of its eps; it averages
 # each image's own standard deviation (that over all pixels is (0.247, 0.243, 0.262)).
 _CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_FASHION_MNIST = ((0.2860,), (0.3530,))
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     **dict.fromkeys(("cifar10", "cifar100", "cifar10-jpeg"), _CIFAR),
-    **dict.fromkeys(("fashion-mnist", "fashion-mnist-sample"), _FASHION_MNIST),
+    **dict.fromkeys(("fashion-mnist", "fashion-mnist-sample"), ((0.2860,), (0.3530,))),
 }
 SPLITS = ("train", "test")
 ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
@@ -55,8 +52,7 @@ class Dataset:
     """One split of an image set.
 
     images: (N, C, H, W), uint8 0 to 255 or floating-point in [0, 1]. labels: integers (N,), indices into
-    `classes`, kept as int64. Both are tensors of the CPU or become one. Raises ValueError where types, shapes
-    or values differ from this.
+    `classes`, kept as int64. Both become tensors. ValueError where types, shapes or values differ from this.
     """
 
     name: str
@@ -78,8 +74,7 @@ class Dataset:
         if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape[:1]:
             got = f"got {labels.dtype} {tuple(labels.shape)}: of one-hot rows give labels.argmax(1)"
             raise ValueError(f"labels must be int64 ({len(images)},), {got}")
-        for name, value in (("images", images), ("labels", labels.long())):
-            object.__setattr__(self, name, value)
+        vars(self).update(images=images, labels=labels.long())
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,11 +100,11 @@ def load(
 ) -> Dataset:
     """Load one split ("train" or "test") of an image set into memory.
 
-    name: cifar10, cifar100, fashion-mnist (the official files), cifar10-jpeg, fashion-mnist-sample
-    (embedded), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`, in
-    folders below the class too. All images have one size; they are grey if every one is, else RGB.
+    name: cifar10, cifar100, fashion-mnist (the official files), cifar10-jpeg, fashion-mnist-sample (5,000 and
+    1,000 images), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`,
+    in folders below the class too. All images have one size; they are grey if every one is, else RGB.
     root: the one folder to look in; without it those of the environment variable RNLIB_DATA (separated as in
-    PATH), then the repository's data/, then ./data. The embedded sample is always the repository's.
+    PATH), then the repository's data/, then ./data. The sample is always the repository's.
     download: fetch missing official files into the first of these folders; the only use of the network.
     Raises ValueError for an unknown name or split, FileNotFoundError with what to do where files are missing.
     """
@@ -149,7 +144,7 @@ def augment(images: Tensor, generator: torch.Generator | Tensor, *, padding: int
     n, _, height, width = images.shape
     moves = generator if isinstance(generator, Tensor) else _moves(n, generator, padding).to(images.device)
     # A view of all windows of the padded image, (N, C, 2 padding + 1, 2 padding + 1, H, W).
-    windows = F.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+    windows = torch.nn.functional.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
     cropped = windows[torch.arange(n, device=images.device), :, moves[0], moves[1]]
     return torch.where(moves[2].view(-1, 1, 1, 1) == 1, cropped.flip(3), cropped)
 
@@ -172,8 +167,7 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass over the set in batches of images float32 (B, C, H, W) in [0, 1] and labels int64 (B,).
 
-    generator: shuffles, and augments, with it; without one the order is the data set's own.
-    augmented: crop and mirror each batch with `augment`; needs the generator.
+    generator: shuffles, at the call, and where `augmented` crops and mirrors (`augment`); None: no shuffling.
     drop_last: leave a smaller last batch out; batch statistics of one image may be none.
     channels_last: memory format of the images; it makes the convolutions 15-20% faster on a CPU.
     """
@@ -181,27 +175,17 @@ def batches(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if augmented and generator is None:
         raise ValueError("augmented=True is random: pass generator=torch.Generator().manual_seed(...)")
-
-    def stream() -> Iterator[tuple[Tensor, Tensor]]:
-        everything, labels, order = dataset.images.to(device), dataset.labels.to(device), torch.arange(n)
-        if generator is not None:
-            order = torch.randperm(n, generator=generator, device=generator.device)
-        indices = order[: n - n % batch_size if drop_last else n].to(device).split(batch_size) if n else ()
-        drawn = [_moves(len(index), generator) for index in indices] if augmented and generator else []
-        moves = (
-            torch.cat(drawn, 1).to(device) if drawn else order[None]
-        )  # at once: no batch waits for the device
-        for index, move in zip(indices, moves.split(batch_size, 1), strict=False):
-            if len(index):
-                images = augment(everything[index], move) if augmented else everything[index]
-                yield to_float(images.contiguous(memory_format=memory_format)), labels[index]
-
     n, memory_format = len(dataset), torch.channels_last if channels_last else torch.contiguous_format
-    return stream()
-
-
-# --- where the named sets come from -------------------------------------------------------------------------
-# torchvision takes two seconds to import, and most jobs read files without it: it is imported where needed.
+    images, labels = dataset.images.to(device), dataset.labels.to(device)
+    order = torch.randperm(n, generator=generator, device=generator.device) if generator else torch.arange(n)
+    used = n - n % batch_size if drop_last else n
+    indices = order[:used].to(device).split(batch_size) if used else ()
+    # Before the first batch, so that none waits for the device.
+    drawn = [_moves(len(index), generator) for index in indices] if augmented and generator else []
+    moves = torch.cat(drawn, 1).to(device) if drawn else order[None]
+    pairs = zip(indices, moves.split(batch_size, 1), strict=False)
+    chosen = ((augment(images[at], move) if augmented else images[at], labels[at]) for at, move in pairs)
+    return ((to_float(x.contiguous(memory_format=memory_format)), y) for x, y in chosen)
 
 
 def folders(root: str | Path | None) -> list[Path]:
@@ -214,7 +198,7 @@ def folders(root: str | Path | None) -> list[Path]:
 
 def _cifar(name: str, split: str, places: list[Path], download: bool) -> Split:
     """The official CIFAR-10 or CIFAR-100; torchvision checks the md5 of each file before it unpickles it."""
-    from torchvision import datasets
+    from torchvision import datasets  # takes two seconds, and most jobs read files without it
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     folder = _first(places, source.base_folder)
@@ -273,12 +257,8 @@ SOURCES: dict[str, Callable[[str, list[Path], bool], Split]] = {
     "cifar100": partial(_cifar, "cifar100"),
     "fashion-mnist": _fashion_mnist,
     "cifar10-jpeg": _cifar10_jpeg,
-    # 5,000 training and 1,000 test images that come with the repository, see data/README.md.
     "fashion-mnist-sample": lambda split, *_: _idx_folder(_REPOSITORY_DATA / "fashion-mnist-sample", split),
 }
-
-
-# --- files --------------------------------------------------------------------------------------------------
 
 
 def _idx_folder(folder: Path, split: str) -> Split:
@@ -313,8 +293,8 @@ def jpeg(images: Tensor) -> Tensor:
     decoded = []
     for image in images.permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "JPEG", quality=75, subsampling="4:2:0")
-        decoded.append(np.asarray(Image.open(file)))
+        PIL.Image.fromarray(image).save(file, "JPEG", quality=75, subsampling="4:2:0")
+        decoded.append(np.asarray(PIL.Image.open(file)))
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).contiguous()
 
 
@@ -376,7 +356,7 @@ def _pixels(name: str, opened: Callable[[], Any]) -> np.ndarray:
     try:
         if len(content) > LARGEST:
             raise ValueError(f"it has more than {LARGEST >> 20} MiB")
-        with Image.open(io.BytesIO(content)) as image:
+        with PIL.Image.open(io.BytesIO(content)) as image:
             mode, deep = image.mode, ";16" in str(image.tile)
             alpha = "transparency" in image.info or mode[-1] == "A"
             if alpha and np.asarray(image.convert("RGBA"))[..., 3].min() < 255:

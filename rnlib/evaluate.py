@@ -174,10 +174,9 @@ def evaluate(
     if not (isinstance(dataset, Dataset | TorchDataset) or _is_pair(dataset)):
         stream(dataset, batch_size)  # says what cannot be read
         made, dataset = "as the loader made them", list(dataset)
+    how = dict[str, Any](batch_size=batch_size, seed=seed, device=device, progress=progress)
     for mode in statistics_modes(model) if statistics is None else statistics:
         for name, attack in attacks.items():
-            start, how = perf_counter(), dict[str, Any](batch_size=batch_size, seed=seed, device=device)
-            correct, loss, distance = measure(
-                model, dataset, attack, statistics=mode, progress=progress, **how
-            )
+            start = perf_counter()
+            correct, loss, distance = measure(model, dataset, attack, statistics=mode, **how)
             yield Evaluation(mode, name, correct, loss, distance, perf_counter() - start, made)

@@ -38,13 +38,9 @@ def blocks(x: Tensor) -> Tensor:
 def per_block(x: Tensor, *reductions: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
     """Reduce each block and channel, with all reductions in one sweep through memory.
 
-    Args:
-        x: (N, C, H, W), N, H, W >= 1, contiguous or channels_last.
-        reductions: amin, amax, sum or mean, as functions of a tensor and a dimension.
-
-    Returns:
-        For each reduction a tensor (B, C), a row for each of the :func:`blocks`, at least in float32: the
-        same reduction over the first dimension finishes it.
+    x is as for :func:`blocks`, not empty; reductions are amin, amax, sum or mean, functions of a tensor and a
+    dimension. Returned is for each a tensor (B, C), a row for each of the blocks, at least in float32: the
+    same reduction over the first dimension finishes it.
     """
     rows, dim, fold = blocks(x), 2, 1
     _, c, pixels = rows.shape
@@ -158,8 +154,7 @@ def range_norm(
 
     Args:
         x: (N, C, ...), at least one element per channel.
-        weight: (C,) or None for 1.
-        bias: (C,) or None for 0.
+        weight, bias: (C,), or None for 1 and 0.
         p: power of the range, in [0, 1]; 0.2 in the paper, 1 gives Eq 12.
         eps: added to the range, >= 0; with 0 a constant channel becomes NaN.
         centre: ``"mean"`` (Eq 12, 14) or ``"min"`` (Eq 11).

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from rnlib.attacks import check_batch, check_count, check_length
-from rnlib.statistics import evaluation_mode, logits_of, use_statistics
+from rnlib.statistics import check_batch, check_count, check_size, evaluation_mode, logits_of, use_statistics
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -79,8 +78,7 @@ def loss_plane(
 
     Args:
         model: with norms of rnlib, or none; evaluated in evaluation mode and left bit for bit as it was.
-        x: images (N, C, H, W) in [0, 1].
-        y: labels (N,).
+        x, y: images (N, C, H, W) in [0, 1] and labels (N,).
         statistics: ``"tracked"`` or ``"batch"``: the same weights have another landscape in each.
         radius: half the side of the square; at 1 a step is as long as the filters are.
         points: samples on a side, odd so that the weights themselves are one.
@@ -95,7 +93,7 @@ def loss_plane(
         TypeError, ValueError: unusable model, images, labels or options.
     """
     check_count("points", points)
-    check_length("radius", radius)
+    check_size("radius", radius)
     if points % 2 == 0:
         raise ValueError(f"points is {points}, it must be odd: the weights themselves are one of them")
     generator, coordinates = torch.Generator().manual_seed(seed), torch.linspace(-radius, radius, points)
@@ -120,14 +118,12 @@ def loss_rise(
 ) -> Tensor:
     """How much the loss rises at a distance from the weights, along random filter-normalised directions.
 
-    Returns:
-        For each direction d the mean of the losses at +radius d and -radius d minus that at the weights,
-        (directions,): a sharpness that an interval over directions can be given for.
-
-    Args and errors: as :func:`loss_plane`.
+    Returned is for each direction d the mean of the losses at +radius d and -radius d minus that at the
+    weights, (directions,): a sharpness that an interval over directions can be given for. Arguments and
+    errors are as for :func:`loss_plane`.
     """
     check_count("directions", directions)
-    check_length("radius", radius)
+    check_size("radius", radius)
     generator, rises = torch.Generator().manual_seed(seed), []
     with _landscape(model, x, y, statistics, batch_size) as (loss, base):
         here = loss()
@@ -151,12 +147,11 @@ def top_curvature(
     """The eigenvalue of largest size of the loss's Hessian, by power iteration.
 
     Products with the Hessian are central differences of gradients at ``size`` times a unit vector, as
-    RobustNorm is differentiable once only. ``steps`` is the number of iterations.
-
-    Args and errors: as :func:`loss_plane`.
+    RobustNorm is differentiable once only. ``steps`` is the number of iterations; the others and errors are
+    as for :func:`loss_plane`.
     """
     check_count("steps", steps)
-    check_length("size", size)
+    check_size("size", size)
     generator, value = torch.Generator().manual_seed(seed), 0.0
     with _landscape(model, x, y, statistics, batch_size) as (loss, base), torch.enable_grad():
         vector = [torch.randn(b.shape, generator=generator, dtype=b.dtype).to(b.device) for b in base]

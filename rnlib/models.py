@@ -30,8 +30,7 @@ VGG_LAYOUTS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19
 class Normalize(nn.Module):
     """(x - mean) / std per channel, so that a model takes images in [0, 1] and attacks work in pixels.
 
-    Args:
-        mean, std: one value per channel, numbers or tensors, std > 0.
+    Both have one value per channel, numbers or tensors, std > 0.
     """
 
     mean: Tensor
@@ -53,11 +52,9 @@ class Normalize(nn.Module):
 
 
 class Block(nn.Module):
-    """A chain of convolutions and norms beside a shortcut; a subclass says which convolutions.
+    """A chain of ``depth`` convolutions with norms beside a shortcut; a subclass says which convolutions.
 
-    Attributes:
-        depth: convolutions in the chain.
-        expansion: output channels for each of ``planes``.
+    It has ``expansion`` output channels for each of ``planes``.
     """
 
     depth: int
@@ -188,8 +185,7 @@ def vgg(
         width: channels of the first stage, 64 in the paper; the next have 2, 4, 8 and 8 times as many.
         others: see :func:`resnet`.
 
-    Raises:
-        ValueError: another depth, an unknown norm or option.
+    Raises ValueError for another depth, an unknown norm or option.
     """
     if depth not in VGG_LAYOUTS:
         raise ValueError(f"depth is {depth}, it must be one of {', '.join(map(str, VGG_LAYOUTS))}")
@@ -235,7 +231,7 @@ def _initialised(layers: list[nn.Module]) -> nn.Module:
     return model
 
 
-# Of each trained network the first half of the sha256 of its weights, and the percent right of 2,000 test
+# Of each trained ResNet-20 the first half of the sha256 of its weights, and the percent right of 2,000 test
 # images, clean and under the paper's PGD, with tracked and with batch statistics.
 _TRAINED = {
     "batch_norm_natural_seed0": ("97118ff36e9601b0d5d20d95ed9fa090", 87.35, 28.65, 83.65, 49.25),

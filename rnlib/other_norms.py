@@ -28,9 +28,7 @@ class BatchRenorm(BatchNorm):
     :func:`rnlib.recalibrate`. Batch statistics in evaluation mode are corrected as in training.
 
     Args:
-        r_max: >= 1, Ioffe's 3.
-        d_max: >= 0, Ioffe's 5.
-        warmup: batches, >= 1.
+        r_max, d_max, warmup: at least 1 (Ioffe's is 3), 0 (his is 5), and 1 batch.
         num_features, eps, momentum, affine: see :class:`rnlib.Norm`.
     """
 
@@ -94,9 +92,7 @@ class SigmaNorm(BatchNorm):
     2 sigma is at most the range (Popoviciu's inequality, Eq 13), and reached by two equal clusters. p = 1
     is BatchNorm divided by 2. Tracked are the mean and the unbiased variance, as by BatchNorm.
 
-    Args:
-        p: power, in [0, 1].
-        num_features, eps, momentum, affine: see :class:`rnlib.Norm`.
+    Arguments are those of :class:`rnlib.RobustNorm`.
     """
 
     shown = (*BatchNorm.shown, "p")
@@ -121,11 +117,7 @@ class FrozenNorm(_NormBase):
     """BatchNorm with the statistics of the first training batch that passes, for ever: an affine map.
 
     In evaluation mode before that batch, mean 0 and variance 1. There is no second mode, hence no mismatch.
-
-    Args:
-        num_features: channels C of the (N, C, ...) input.
-        eps: added to the variance.
-        affine: learn a scale and a shift per channel.
+    Arguments are as for :class:`rnlib.Norm`.
     """
 
     num_batches_tracked: Tensor

@@ -1,9 +1,11 @@
 """Everything about the statistics that a model normalises with: switching, probing and replacing them.
 
-Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:`borrowed` what attacks touch.
+Also what puts a model back as it was: :func:`evaluation_mode` its modes, :func:`borrowed` what attacks touch;
+and checks of what a function is given.
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -31,9 +33,8 @@ def wide(v: Tensor) -> Tensor:
 def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Module]:
     for name, layer in model.named_modules():
         if is_native(layer):
-            fix = "convert it first: model = rnlib.convert_norms(model, 'batch_norm')"
-            kind = type(layer).__name__
-            raise ValueError(f"layer {name!r} is a native {kind} and cannot be switched; {fix}")
+            what = f"layer {name!r} is a native {type(layer).__name__} and cannot be switched"
+            raise ValueError(f"{what}; convert it first: model = rnlib.convert_norms(model, 'batch_norm')")
     before = [(layer, getattr(layer, attribute)) for layer in model.modules() if isinstance(layer, Norm)]
     try:
         for layer, _ in before:
@@ -49,13 +50,9 @@ def _switched(model: nn.Module, attribute: str, value: object) -> Iterator[nn.Mo
 def use_statistics(model: nn.Module, statistics: str) -> AbstractContextManager[nn.Module]:
     """Within the block, all norms of the model use these statistics in evaluation mode.
 
-    Args:
-        model: any module; layers that are not a :class:`rnlib.Norm` are left alone.
-        statistics: ``"tracked"`` (running averages), ``"batch"`` (of the batch at hand), or ``"none"``, which
-            leaves the model as it is: see :func:`statistics_modes`.
-
-    Raises:
-        ValueError: other statistics, or a native PyTorch batch norm in the model, which cannot be switched.
+    They are ``"tracked"`` (running averages), ``"batch"`` (of the batch at hand), or ``"none"``, which leaves
+    the model as it is: see :func:`statistics_modes`. Layers that are no :class:`rnlib.Norm` are left alone.
+    ValueError for others, or a native PyTorch batch norm in the model, which cannot be switched.
     """
     if statistics not in (*STATISTICS_MODES, "none"):
         raise ValueError(f"statistics is {statistics!r}, it must be one of {STATISTICS_MODES}, or 'none'")
@@ -78,6 +75,50 @@ def check_kind(name: str, value: object, kind: Any) -> None:
         raise TypeError(f"{name} is a {given}, it must be an instance of {kind}")
 
 
+def check_pixels(name: str, value: float | tuple[float, ...]) -> None:
+    """Raise unless value is a finite number >= 0 or a non-empty tuple of such."""
+    values = value if isinstance(value, tuple) else (value,)
+    if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise TypeError(f"{name} is {value!r}, it must be a float, or a tuple with one float per channel")
+    if not all(0 <= v < math.inf for v in values):
+        raise ValueError(f"{name} is {value!r}, it must be finite and at least 0, in pixel units")
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise unless value is an int >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        kind = ValueError if type(value) is int else TypeError
+        raise kind(f"{name} is {value!r}, it must be an int of at least 1")
+
+
+def check_size(name: str, value: float, *, zero: bool = False) -> None:
+    """Raise unless value is finite and above 0, or 0 where ``zero`` allows it."""
+    if not (0 < value < math.inf or (zero and value == 0)):
+        raise ValueError(f"{name} is {value}, it must be finite and {'at least' if zero else 'above'} 0")
+
+
+def check_batch(model: nn.Module, x: Tensor, y: Tensor, *, attacked: bool = True) -> int:
+    """Raise on bad input; return how many classes y needs. The only place that waits for the device."""
+    for name, value, kind in (("model", model, nn.Module), ("x", x, Tensor), ("y", y, Tensor)):
+        check_kind(name, value, kind)
+    given = f"x is {x.dtype} of shape {tuple(x.shape)}, y {y.dtype} of {tuple(y.shape)}; they must be"
+    need = "floating point (N, C, ...), one image as x[None], and integers (N,), of one-hot rows y.argmax(1)"
+    if not x.is_floating_point() or y.is_floating_point() or y.dtype == torch.bool:
+        raise TypeError(f"{given} {need} (rnlib.data.to_float, y.long())")
+    if x.ndim < 2 or x.numel() == 0 or y.shape != x.shape[:1]:
+        raise ValueError(f"{given} {need}, not empty")
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (low >= -1e-6 and high <= 1 + 1e-6):  # written so that NaN fails too
+        raise ValueError(f"x has values in [{low:g}, {high:g}], images must be in [0, 1]: add a Normalize")
+    if y.min() < 0:
+        raise ValueError(f"y has the label {y.min().item()}, labels count from 0")
+    if attacked and any(layer.training for layer in model.modules()):
+        warnings.warn(f"the {type(model).__name__} is attacked in training mode: model.eval()", stacklevel=1)
+    if attacked:
+        warn_if_unfilled(model)
+    return int(y.max()) + 1
+
+
 def logits_of(answer: Any) -> Tensor:
     """The logits in a model's answer: itself, its .logits, "logits" or "out"; TypeError without one."""
     named = answer if isinstance(answer, Mapping) else {"logits": getattr(answer, "logits", answer)}
@@ -91,8 +132,7 @@ def logits_of(answer: Any) -> Tensor:
 def track(model: nn.Module, tracking: bool) -> AbstractContextManager[nn.Module]:
     """Within the block, training-mode forwards update the running statistics of the model's norms, or do not.
 
-    Raises:
-        ValueError: a native PyTorch batch norm in the model, which cannot be switched.
+    ValueError for a native PyTorch batch norm in the model, which cannot be switched.
     """
     return _switched(model, "tracking", tracking)
 
@@ -142,17 +182,11 @@ def borrowed(model: nn.Module, update_buffers: bool = False) -> Iterator[None]:
 
 
 def norm_layers(model: nn.Module) -> dict[str, Norm]:
-    """The layers of a model that have running statistics, by name, in the order of the model.
-
-    Raises:
-        ValueError: there is none; native PyTorch batch norms must be converted first.
-    """
+    """The layers of a model that have running statistics, by name, in its order; ValueError without one."""
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, Norm)}
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no norm of rnlib with running statistics; "
-            "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
-        )
+        fix = "native batch norms become such by rnlib.convert_norms(model, 'batch_norm')"
+        raise ValueError(f"{type(model).__name__} has no norm of rnlib with running statistics; {fix}")
     return layers
 
 
@@ -166,38 +200,31 @@ def tracked_statistics(model: nn.Module) -> Statistics:
 def batch_statistics(model: nn.Module, x: Tensor, *, statistics: str = "batch") -> Statistics:
     """The statistics of one batch at the input of every norm layer, with the model in evaluation mode.
 
+    Returned is for every layer what it would have tracked; a layer used several times reports its last use.
+
     Args:
         model: left in the mode it was in.
         x: images (N, C, H, W) in [0, 1].
         statistics: what the layers normalise with while x passes: ``"batch"`` as in training (deeper
             layers see what they see there), ``"tracked"`` as at the paper's inference.
-
-    Returns:
-        For every layer what it would have tracked; a layer used several times reports its last use.
     """
-    layers, found = norm_layers(model), Statistics()
+    layers, found = norm_layers(model), dict[Norm, tuple[Tensor, Tensor]]()
+
+    def note(layer: Norm, inputs: tuple[Tensor, ...]) -> None:
+        found[layer] = layer.batch_statistics(inputs[0])
+
     with ExitStack() as hooks, evaluation_mode(model), use_statistics(model, statistics):
-        for name, layer in layers.items():
-
-            def note(module: Norm, inputs: tuple[Tensor, ...], name: str = name) -> None:
-                found[name] = module.batch_statistics(inputs[0])
-
+        for layer in layers.values():
             hooks.enter_context(layer.register_forward_pre_hook(note))
         model(x)
-    return {name: found[name] for name in layers if name in found}
+    return {name: found[layer] for name, layer in layers.items() if layer in found}
 
 
 def distance(model: nn.Module, first: Statistics, second: Statistics) -> dict[str, tuple[Tensor, Tensor]]:
-    """How far two sets of statistics lie apart, per channel, in units free of the scale of a layer.
+    """How far statistics of a model lie from others, the second, in units free of the scale of a layer.
 
-    Args:
-        model: the network that both belong to.
-        first: the statistics in question.
-        second: the reference.
-
-    Returns:
-        Two tensors (C,) for each layer, the shift of the centre in units of the reference's standard
-        deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
+    Returned are two tensors (C,) for each layer: the shift of the centre in units of the second's standard
+    deviation (its range, where a layer tracks that), and log2 of the ratio of the two spreads.
     """
     layers, result = norm_layers(model), {}
     for name in second:
@@ -217,13 +244,9 @@ def recalibrate(model: nn.Module, images: Iterable[Tensor]) -> nn.Module:
     Weights do not change, and everything but the norms is in evaluation mode. What the images are decides
     what inference is tuned to: clean images repair an average that was taken over adversarial ones.
 
-    Args:
-        model: changed in place and returned, every layer in the mode it was in.
-        images: batches (N, C, H, W) in [0, 1], at least one.
-
-    Raises:
-        ValueError, TypeError: no batch was given, or something that is no tensor. After every error the
-            running statistics are as before.
+    The model is changed in place and returned, every layer in the mode it was in. ``images`` are batches
+    (N, C, H, W) in [0, 1]. ValueError or TypeError if there is none, or something that is no tensor; after
+    every error the running statistics are as before.
     """
     layers = norm_layers(model).values()
     before = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
@@ -313,12 +336,10 @@ def gradient_shares(model: nn.Module, x: Tensor, y: Tensor, statistics: str = "b
 
     Args:
         model: answers logits (N, classes); in evaluation mode meanwhile, and left as it was.
-        x: images (N, C, ...) in [0, 1].
-        y: labels, int64 (N,).
-        statistics: ``"batch"``, ``"tracked"`` or ``"none"``, as for :func:`use_statistics`.
+        x, y: images (N, C, ...) in [0, 1] and labels, int64 (N,).
+        statistics: as for :func:`use_statistics`.
 
-    Raises:
-        ValueError: another number of labels than of images, or what :func:`use_statistics` raises.
+    Raises ValueError for another number of labels than of images, and as :func:`use_statistics`.
     """
     if y.shape != x.shape[:1]:
         raise ValueError(f"y has shape {tuple(y.shape)}, {len(x)} images need labels of shape ({len(x)},)")

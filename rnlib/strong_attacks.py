@@ -11,24 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rnlib.attacks import (
-    BIM,
-    LOSSES,
-    Attack,
-    Ball,
-    Generator,
-    Pixels,
-    Task,
-    _GradientAttack,
-    check_batch,
-    check_count,
-    check_pixels,
-    column,
-    draw,
-    gaps,
-    per_channel,
-)
-from rnlib.statistics import frozen, logits_of, wide
+from rnlib.attacks import BIM, LOSSES, Attack, Ball, Pixels, Task, _GradientAttack, column, draw, gaps
+from rnlib.statistics import check_batch, check_count, check_pixels, frozen, logits_of, wide
 
 
 def dlr(logits: Tensor, y: Tensor, sign: int = 1, target: Tensor | None = None) -> Tensor:
@@ -83,7 +67,7 @@ class APGD(_GradientAttack):
         for name in ("steps", "restarts", "target_classes"):
             check_count(name, getattr(self, name))
 
-    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+    def _perturb(self, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
         best, top = x.clone(), wide(torch.full(task.y.shape, -math.inf, device=x.device))
         targets: list[Tensor | None] = [None]
         if self.loss == "dlr_targeted" and not self.targeted:
@@ -98,12 +82,13 @@ class APGD(_GradientAttack):
             part.y = task.y[left]
             if target is not None:
                 part.per_image = partial(dlr, target=target[left])
-            for adv, found in self._run(part, Ball(x[left], self.eps), generator):
+            ball = Ball(x[left], self.eps)
+            for adv, found in self._run(part, ball, ball.random(generator)):
                 best[left] = torch.where(column(found > top[left], x), adv, best[left])
                 top[left] = torch.maximum(found, top[left])
         return best
 
-    def _run(self, task: Task, ball: Ball, generator: Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    def _run(self, task: Task, ball: Ball, adv: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The points of one run, and how far each image, or the batch, has got there: (N,)."""
 
         def look(adv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +101,7 @@ class APGD(_GradientAttack):
             return gradient, loss, margin
 
         period, least, sooner = (max(1, int(share * self.steps)) for share in (0.22, 0.06, 0.03))
-        adv = best = old = ball.random(generator)
+        best = old = adv
         gradient, loss, reached = look(adv)
         yield adv, reached
         best_gradient, best_loss, before = gradient, loss, loss
@@ -135,12 +120,8 @@ class APGD(_GradientAttack):
                 again = column(halved, adv)
                 step = torch.where(again, step / 2, step)
                 adv, gradient = torch.where(again, best, adv), torch.where(again, best_gradient, gradient)
-                rises, since, before, period = (
-                    torch.zeros_like(loss),
-                    0,
-                    best_loss,
-                    max(period - sooner, least),
-                )
+                rises, since, before = torch.zeros_like(loss), 0, best_loss
+                period = max(period - sooner, least)
 
 
 @dataclass(frozen=True)
@@ -167,7 +148,7 @@ class GMSA(Attack):
         for name in ("targeted", "loss"):  # as the base class reads them
             object.__setattr__(self, name, getattr(self.attack, name))
 
-    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+    def _perturb(self, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
         states, best, adv, top = list[nn.Module](), x, x, -math.inf
         for _ in range(self.rounds):
             states = [*states, frozen(task.model, [adv])] if self.cumulative else [frozen(task.model, [adv])]
@@ -221,9 +202,9 @@ class Square(Attack):
             raise ValueError(f"p is {self.p}, it must lie in (0, 1]: a share of the pixels")
 
     @torch.no_grad()
-    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+    def _perturb(self, task: Task, x: Tensor, generator: torch.Generator | None) -> Tensor:
         n, c, h, w = x.shape
-        eps = per_channel("eps", self.eps, x)
+        eps = Ball(x, self.eps).eps
 
         def signs(*shape: int) -> Tensor:
             return draw(torch.rand, torch.Size(shape), x, generator).sub_(0.5).sign_()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from rnlib.attacks import Attack, Generator, Pixels, Task, check_batch, column
+from rnlib.attacks import Attack, Generator, Pixels, Task, column
 from rnlib.files import read_tensors, write_tensors
-from rnlib.statistics import Detached, borrowed, frozen, logits_of
+from rnlib.statistics import Detached, borrowed, check_batch, frozen, logits_of
 from rnlib.strong_attacks import APGD, FPA, GMSA, Square, rank
 
 

@@ -187,7 +187,7 @@ def fit(
     make = training.optimizer or partial(torch.optim.SGD, momentum=training.momentum)
     optimizer = make(model.parameters(), lr=training.lr, weight_decay=training.weight_decay)
     schedule, history = _schedule(optimizer, training, steps), History()
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
     # Where a function lies in memory is not what it is.
     identity = {"settings": re.sub(r" at 0x[0-9a-f]+", "", repr(vars(training))), "network": repr(model)}
     if checkpoint is not None and isinstance(dataset, Dataset):
@@ -237,7 +237,8 @@ def fit(
             record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]
         if checkpoint is not None:
-            _save(Path(checkpoint), identity, parts, history)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            write_tensors(Path(checkpoint), {**identity, "history": history, **states})
         on_epoch(history)
     return history
 
@@ -279,16 +280,10 @@ def _schedule(optimizer: torch.optim.Optimizer, training: Training, steps: int) 
     return OneCycleLR(optimizer, training.lr, total_steps=total, pct_start=rise, **lines)
 
 
-def _save(path: Path, identity: dict[str, str], parts: dict[str, Any], history: History) -> None:
-    """Write what the training is, its history, and the state of its parts."""
-    state = {**identity, "history": history, **{name: part.state_dict() for name, part in parts.items()}}
-    write_tensors(path, state)
-
-
 def _resume(
     path: Path, identity: dict[str, str], parts: dict[str, Any], device: str | torch.device
 ) -> History:
-    """Load what :func:`_save` wrote into the parts; a ValueError shows the first line that differs."""
+    """Load the states of a checkpoint into the parts; a ValueError shows the first line that differs."""
     state = read_tensors(path, device)
     if not isinstance(state, dict) or state.keys() != {*identity, *parts, "history"}:
         raise ValueError(f"{path} is no checkpoint of this version: remove it, and training starts anew")
