@@ -149,6 +149,7 @@ def unpack(folder: Path) -> None:
                 raise ValueError(f"{name!r} is packed, which is no file of a run in results/")
             files[path] = archive.read(name)
     notes = {path: json.loads(files.get(path.with_name(store.FILES), b"{}")).get(path.name) for path in files}
+    notes |= {path: None for path in files if path.name == store.FILES}  # keep() notes each file anew
     for path, note in notes.items():
         if not (note or path.name == store.FILES or path.match("checkpoint*.pt")):
             raise ValueError(f"{path} is packed, and not listed in {store.FILES}")

@@ -46,12 +46,9 @@ def test_the_weights_of_a_run_come_from_its_seed_alone(monkeypatch):
     ],
 )
 def test_wrong_settings_are_refused_before_any_work(empty, chosen, message):
-    run = make_run(PROFILE, **chosen)
-    with pytest.raises(ValueError, match=message):
-        work.train_run(run)
-    if "schedule" not in chosen:
+    for do in (work.train_run, lambda run: work.measure_run(run, "evaluations")):
         with pytest.raises(ValueError, match=message):
-            work.measure_run(run, "evaluations")
+            do(make_run(PROFILE, **chosen))
     assert not empty.exists()
 
 
