@@ -264,7 +264,7 @@ def test_unreadable_cache_is_made_again(tmp_path):
 
 def test_interrupted_write_leaves_no_cache_file(tmp_path, monkeypatch):
     def half(found, file):
-        Path(file).write_bytes(b"half")
+        file.write(b"half")
         raise OSError("disk full")
 
     path = write_tree(tmp_path / "in", "zip")
