@@ -5,7 +5,6 @@ import os
 import tarfile
 import threading
 import zipfile
-from pathlib import Path
 
 import pytest
 import torch
