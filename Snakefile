@@ -95,7 +95,8 @@ for table, worker in WORKERS.items():
             update(f"{FOLDER}/{{run}}/{table}.csv"),
         params:
             settings=lambda wildcards: RUNS[wildcards.run].options,
+            worker=worker,  # the command is put together when the job runs, and the loop is over then
         log:
             notebook=f"_build/runs/{NAME}/{{run}}/{worker}.ipynb",
         shell:
-            command(worker)
+            command("{params.worker}")

@@ -65,9 +65,11 @@ def test_of_the_published_profile_what_is_truly_missing_is_asked_for(processes):
 
 def test_a_job_is_one_papermill_execution(results, processes):
     run = make_run(PROFILE)
-    table = run.directory / "batch_size.csv"
-    snakemake(processes, "-j1", "--", str(table))
+    table, other = run.directory / "batch_size.csv", run.directory / "evaluations.csv"
+    other.unlink(missing_ok=True)
+    snakemake(processes, "-j2", "--", str(table), str(other))  # of two workers
     assert len(store.read_table(table)) > 1
+    assert "attack" in store.read_table(other)
     before = table.read_bytes()
     (run.directory / store.WEIGHTS).unlink()
     snakemake(processes, "-j1", "--forcerun", "measure", "--", str(table))  # finds it finished, and keeps it
