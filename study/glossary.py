@@ -27,17 +27,14 @@ def link_terms(app: Any, page: nodes.document, name: str) -> None:
     """Link the first mention of each term on a page, in prose alone."""
     if name == PAGE or PAGE not in app.env.all_docs:
         return
-    left = definitions(app.env.get_doctree(PAGE))
+    left = {_pattern(term): told for term, told in definitions(app.env.get_doctree(PAGE)).items()}
     for text in list(page.findall(nodes.Text)):
         if any(isinstance(parent, LEAVE) for parent in _parents(text)) or not left:
             continue
-        words = sorted(map(_pattern, left), key=len, reverse=True)
         pieces: list[nodes.Node] = []
         rest = text.astext()
-        while found := re.search(rf"\b({'|'.join(words)})\b", rest) if left else None:
-            term = next(one for one in left if re.fullmatch(_pattern(one), found[0]))
-            told, anchor = left.pop(term)
-            words.remove(_pattern(term))
+        while left and (found := re.search(rf"\b({'|'.join(sorted(left, key=len, reverse=True))})\b", rest)):
+            told, anchor = left.pop(next(one for one in left if re.fullmatch(one, found[0])))
             target = f"{app.builder.get_relative_uri(name, PAGE)}#{anchor}"
             link = nodes.reference(
                 "", found[0], refuri=target, reftitle=told, internal=True, classes=["term"]

@@ -73,13 +73,13 @@ class Run:
     snapshots: tuple[int, ...] = ()  # epochs after which the weights are kept as well
 
     def __post_init__(self) -> None:
+        told: dict[str, Any] = {}
         for field in fields(self):
             if isinstance(value := getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(value))
-            optional = isinstance(field.type, UnionType) and value is None
-            conform(
-                "settings", {} if optional else {field.name: list(value) if type(value) is tuple else value}
-            )
+            if value is not None or not isinstance(field.type, UnionType):
+                told[field.name] = list(value) if type(value) is tuple else value
+        conform("settings", told)
         if any(epoch > self.epochs for epoch in self.snapshots):
             raise ValueError(f"snapshots is {self.snapshots}, it must name epochs from 1 to {self.epochs}")
 

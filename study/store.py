@@ -119,14 +119,18 @@ def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def read_table(path: Path) -> pd.DataFrame:
     """A finished table with its provenance as columns; raises as :func:`check`."""
-    return _read(path, pd.read_csv).assign(**check(path))
+    rows, origin = _read(path, pd.read_csv)
+    return rows.assign(**origin)
 
 
-def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
-    """A file as it was written, by a reader of its kind; DamagedFile if that, or :func:`check`, cannot."""
-    check(path)
+def _read(path: Path, reader: Callable[[Path], Any]) -> tuple[Any, dict[str, Any]]:
+    """A file as it was written, by a reader of its kind, and its provenance.
+
+    DamagedFile if the reader, or :func:`check`, cannot.
+    """
+    origin = check(path)
     try:
-        return reader(path)
+        return reader(path), origin
     except Exception as error:  # of a stranger's file a reader may raise anything
         what = f"is listed, but not a file of this kind ({type(error).__name__})"
         raise DamagedFile(f"{path} {what}: remove the folder, to make it again") from error
@@ -140,16 +144,19 @@ def read_config(run: Run) -> dict[str, Any]:
     path = run.directory / CONFIG
     if not path.exists():
         return {}
-    check(path)
     here, defaults = (json.loads(json.dumps(values)) for values in (asdict(run), DEFAULTS))
-    config: dict[str, Any] = _read(path, lambda file: {"settings": {}, **json.loads(file.read_text())})
-    # A setting that was added later has its default in an older run.
-    there = defaults | _read(path, lambda file: dict(config["settings"]))
+    config, _ = _read(path, _settings)
+    there = defaults | config["settings"]  # a setting that was added later has its default in an older run
     what = {key: value for key, value in here.items() if key not in COMPUTATION}
     if different := {key: (there.get(key), value) for key, value in what.items() if there.get(key) != value}:
         fix = "set these back, or remove or rename the folder"
         raise ValueError(f"{run.directory} holds a run with other settings (there, here): {different}; {fix}")
     return config
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    config = {"settings": {}, **json.loads(path.read_text())}
+    return config | {"settings": dict(config["settings"])}
 
 
 def pack(correct: Mapping[str, NDArray[np.bool_]]) -> Callable[[Path], None]:
@@ -161,7 +168,7 @@ def pack(correct: Mapping[str, NDArray[np.bool_]]) -> Callable[[Path], None]:
 
 def read_correct(path: Path) -> dict[str, NDArray[np.bool_]]:
     """What :func:`pack` wrote: bool (n,) by name; empty if the file is not there."""
-    return _read(path, _unpack) if path.exists() else {}
+    return _read(path, _unpack)[0] if path.exists() else {}
 
 
 def _unpack(path: Path) -> dict[str, NDArray[np.bool_]]:

@@ -158,21 +158,21 @@ def measure_run(
     if name not in MEASUREMENTS:
         raise ValueError(f"measurement is {name!r}, it must be one of {', '.join(MEASUREMENTS)}")
     path, device = run.directory / f"{name}.csv", chosen_device(device)
-    new_model(run)  # which refuses settings before there is a folder
-    if store.finished(run, path) is None:
-        with whole.alone(path), _in_memory(run):
-            if store.finished(run, path) is None:  # else another process made it, while this one waited
-                _measure(run, name, path, device, on_cell)
+    if (rows := store.finished(run, path)) is None:
+        with _in_memory(run):  # before there is a folder
+            subject = Subject(run, trained_model(run).to(device), test_set(run), device)
+            with whole.alone(path):
+                if store.finished(run, path) is None:  # else another process made it, while this one waited
+                    _measure(subject, name, path, on_cell)
     whole.clear(path, run.directory / store.unfinished(name))
-    return store.read_table(path)
+    return store.read_table(path) if rows is None else rows
 
 
-def _measure(run: Run, name: str, path: Path, device: str, on_cell: Callable[[Row], None]) -> None:
-    unfinished = run.directory / store.unfinished(name)
-    subject = Subject(run, trained_model(run).to(device), test_set(run), device)
+def _measure(subject: Subject, name: str, path: Path, on_cell: Callable[[Row], None]) -> None:
+    run, unfinished = subject.run, subject.run.directory / store.unfinished(name)
     if name not in EVERY_NORM and "batch" not in statistics_modes(subject.model):
         raise ValueError(f"{run.name} has no batch statistics: {name} would be the same in both modes")
-    origin = provenance(run, subject.images, device)
+    origin = provenance(run, subject.images, subject.device)
     of = [origin["fingerprint"], store.checksum(run.directory / store.WEIGHTS)]
     done: dict[str, tuple[list[Row], Tensor | None]] = {}
     if unfinished.exists():
