@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from IPython.display import HTML, Markdown
 
@@ -28,12 +27,7 @@ def table(profile: str, measurement: str = "temperature") -> pd.DataFrame:
 def curves(profile: str) -> pd.DataFrame:
     """:func:`table` with every accuracy on the images that all cells of a network have: its first ones."""
     rows = table(profile)
-    shared = rows.groupby("run").n.transform("min")
-    correct = [
-        int(results.outcomes(profile, "temperature", row)[:n].sum())
-        for (_, row), n in zip(rows.iterrows(), shared, strict=True)
-    ]
-    return rows.assign(n=shared, correct=correct, accuracy=100 * np.array(correct) / shared)
+    return results.on_first(profile, "temperature", rows, rows.groupby("run").n.transform("min"))
 
 
 def _network(dataset: str, norm: str, training: str, experiment: str, epochs: int) -> str:

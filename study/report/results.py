@@ -107,6 +107,13 @@ def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
     return kept[keys[0]]
 
 
+def on_first(profile: str, name: str, rows: pd.DataFrame, images: pd.Series) -> pd.DataFrame:
+    """Rows of a table with each accuracy on the first of its images; ``images``: how many, for each row."""
+    pairs = zip(rows.iterrows(), images, strict=True)
+    correct = [int(outcomes(profile, name, row)[: int(n)].sum()) for (_, row), n in pairs]
+    return rows.assign(n=images, correct=correct, accuracy=100 * np.array(correct) / images)
+
+
 @lru_cache(maxsize=256)
 def _outcomes(path: Path, _changed: int) -> dict[str, NDArray[np.bool_]]:
     return store.read_correct(path)
