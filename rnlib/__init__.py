@@ -13,7 +13,15 @@ from rnlib.attacks import (
     paper_suite,
     success,
 )
-from rnlib.audit import Audit, BatchDependence, Robustness, audit_batch_dependence
+from rnlib.audit import (
+    Audit,
+    BatchDependence,
+    Budget,
+    Robustness,
+    Strongest,
+    audit_batch_dependence,
+    strongest,
+)
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, load
 from rnlib.evaluate import Evaluation, evaluate, measure
@@ -33,7 +41,6 @@ from rnlib.statistics import (
     use_statistics,
 )
 from rnlib.strong_attacks import APGD, FPA, GMSA, Among, Square, attack_neighbours
-from rnlib.strongest import Budget, Strongest, strongest
 from rnlib.train import Training, TrainingDiverged, fit, fit_many
 
 __version__ = "0.2.0"

@@ -146,9 +146,9 @@ def top_curvature(
 ) -> float:
     """The eigenvalue of largest size of the loss's Hessian, by power iteration.
 
-    Products with the Hessian are central differences of gradients at ``size`` times a unit vector, as
-    RobustNorm is differentiable once only. ``steps`` is the number of iterations; the others and errors are
-    as for :func:`loss_plane`.
+    Products with the Hessian are central differences of gradients at ``size`` times a unit vector, which
+    keep no graph of a backward pass. ``steps`` is the number of iterations; the others and errors are as for
+    :func:`loss_plane`.
     """
     check_count("steps", steps)
     check_size("size", size)

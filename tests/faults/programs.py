@@ -11,7 +11,7 @@ from harness import PROFILE, small, smaller
 from safetensors.torch import save_file
 
 from rnlib import strongest
-from rnlib.strongest import Budget
+from rnlib.audit import Budget
 from study import work
 from study.networks import test_set, trained_model
 from study.runs import make_run

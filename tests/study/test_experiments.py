@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rnlib import PGD, Budget, Dataset, Norm, make_norm, measure, paper_eps, resnet, use_statistics
+from rnlib.audit import BUDGETS
 from rnlib.data import test_order as mixed_order
-from rnlib.strongest import BUDGETS
 from study import store, work
 from study.experiments import MEASUREMENTS
 from study.experiments.along_training import along_training, training_state

@@ -1,7 +1,6 @@
 """Someone reports a number that AutoAttack, or another ensemble, counted image by image."""
 
 from dataclasses import dataclass
-from importlib import import_module
 
 import pytest
 import torch
@@ -46,8 +45,7 @@ def two_attacks(monkeypatch):
     def plan(model, *_):
         return {name: (model, Given(one), 1, 1) for name, one in (("first", FIRST), ("second", SECOND))}
 
-    # The package's attribute of that name is the function, not its module.
-    monkeypatch.setattr(import_module("rnlib.strongest"), "_plan", plan)
+    monkeypatch.setattr(rnlib.audit, "_plan", plan)
 
 
 @pytest.mark.usefixtures("two_attacks")
