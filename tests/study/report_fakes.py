@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from study import store
+from study.report import results
+from study.report.comparison import Claim, make_claim
 from study.runs import Run, grid, make_run
 
 PROVENANCE = {
@@ -51,3 +53,26 @@ def probe(cells: Mapping[tuple[str, str, int], Any], *, seeds: tuple[int, ...] =
     for seed in seeds:
         shifted = {key: value + seed if np.isscalar(value) else value for key, value in cells.items()}
         write(make_run("book", seed=seed, **which), "probe", shifted, ("statistics", "attack", "size"))
+
+
+def claim(**changes: Any) -> Claim:
+    """A claim that batch statistics are ahead of tracked ones in the measurement probe."""
+    base = {
+        "id": "x",
+        "text": "A.",
+        "where": "here",
+        "kind": "beyond",
+        "table": "probe",
+        "training": "natural",
+    }
+    base |= {"shared": {"norm": "batch_norm", "attack": "pgd"}, "images": 100}
+    base |= {"first": {"statistics": "batch"}, "second": {"statistics": "tracked"}}
+    entry = {key: value for key, value in (base | changes).items() if value is not None}
+    return make_claim("page", {}, entry)
+
+
+def as_in_the_paper(run: Run, mode: str, attack: str) -> float:
+    """The percent that the paper's Table 2 has for a run, or 60."""
+    where = {"training": run.training, "attack": attack, "norm": run.norm, "statistics": mode}
+    table = results.select(results.paper(2), where)
+    return float(table.accuracy.iloc[0]) if len(table) else 60.0

@@ -7,10 +7,7 @@ from study.report import pages
 from study.runs import chosen_runs, grid, make_run, tables
 from tests.study.report_fakes import evaluate, write
 
-
-@pytest.fixture(autouse=True)
-def own_results(tmp_path, monkeypatch):
-    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
+pytestmark = pytest.mark.usefixtures("empty")
 
 
 def test_a_setting_names_budget_and_seeds_and_what_is_pending_with_its_command():

@@ -13,13 +13,10 @@ from study.report import results
 from study.runs import make_run
 from tests.study.report_fakes import PROVENANCE, evaluate, probe, write
 
+pytestmark = pytest.mark.usefixtures("empty")
+
 BN = {"norm": "batch_norm", "training": "natural", "experiment": "headline"}
 MODES = ({"statistics": "batch"}, {"statistics": "tracked"})
-
-
-@pytest.fixture(autouse=True)
-def own_results(tmp_path, monkeypatch):
-    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
 
 
 def test_the_report_leaves_torch_out():
