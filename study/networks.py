@@ -1,15 +1,17 @@
 """The network and the images of a run: what its settings mean."""
 
+import copy
 import re
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from rnlib import PGD, Attack, Dataset, Training, load, paper_eps, resnet, vgg
+from rnlib.attacks import Generator, Task
 from rnlib.data import STATISTICS, test_order
 from rnlib.other_norms import NORMS
 from study import norm_propagation, released, store
@@ -43,12 +45,29 @@ def new_model(run: Run) -> nn.Module:
         return norm_propagation.reparametrize(model)
 
 
+@dataclass(frozen=True)
+class AlongWithClean(Attack):
+    """An attack that leaves the last images of a batch as they are, a ``clean_share`` in (0, 1) of them.
+
+    The paper's text trains on "adversarially-perturbed samples along with clean images".
+    """
+
+    attack: Attack
+    clean_share: float
+
+    def _perturb(self, task: Task, x: Tensor, generator: Generator) -> Tensor:
+        attacked, own = len(x) - round(self.clean_share * len(x)), copy.copy(task)
+        own.y = task.y[:attacked]
+        return torch.cat([self.attack._perturb(own, x[:attacked], generator), x[attacked:]])
+
+
 def training_settings(run: Run) -> Training:
     """The settings of :func:`rnlib.fit`; ValueError for one that does not fit."""
     attack: Attack | None = None
     if run.training == "adversarial":
         eps = paper_eps(run.dataset, run.eps)
         attack = PGD(eps, steps=run.attack_steps, step_size=tuple(run.attack_step * e for e in eps))
+        attack = AlongWithClean(attack, run.clean_share) if run.clean_share else attack
     shared = {field.name for field in fields(Training)} & {field.name for field in fields(Run)}
     return Training(attack=attack, **{name: getattr(run, name) for name in shared})
 

@@ -62,6 +62,7 @@ class Run:
     clip: float | None = None
     augment: bool = True
     label_smoothing: float = 0.0
+    clean_share: float = 0.0  # of each batch of adversarial training that stays as it is
     p: float | None = None  # of the norm, None for norms without a power
     precision: str = "float32"
     channels_last: bool = True

@@ -69,6 +69,16 @@ def test_the_paper_profile_attacks_as_the_released_code():
     assert training_settings(make_run("paper")).attack is None
 
 
+def test_a_share_of_each_batch_may_stay_clean():
+    attack = training_settings(make_run(PROFILE, training="adversarial", clean_share=0.3)).attack
+    model, x, y = resnet(8, width=4, in_channels=1).eval(), torch.rand(10, 1, 8, 8), torch.arange(10)
+    chance = [torch.Generator().manual_seed(0) for _ in range(2)]
+    crafted = attack(model, x, y, generator=chance[0])
+    assert torch.equal(crafted[7:], x[7:])
+    assert torch.equal(crafted[:7], attack.attack(model, x[:7], y[:7], generator=chance[1]))
+    assert not torch.equal(crafted[:7], x[:7])
+
+
 def test_every_setting_of_a_training_reaches_it():
     chosen = {"augment": False, "label_smoothing": 0.1, "momentum": 0.5, "clip": 2.0, "precision": "bfloat16"}
     chosen |= {"schedule": "step", "milestones": [1], "crafting": "eval", "compile": True, "seed": 7}
