@@ -79,7 +79,7 @@ def explorable(profile: str) -> HTML | Markdown:
     first = rows[(rows.network == rows.network.iloc[0]) & (rows.loss == rows.loss.iloc[0])]
     still = show(
         lines(first, x="factor", hue="statistics", xscale="log", xlabel="outputs times", ylabel=UNDER_PGD),
-        caption=f"{first.network.iloc[0]}, {first.loss.iloc[0]}. With scripts switched on this figure turns.",
+        caption=f"{first.network.iloc[0]}, {first.loss.iloc[0]}.",
         alt="Accuracy under PGD against the factor on the outputs, with tracked and with batch statistics.",
     )
     import vl_convert

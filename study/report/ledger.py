@@ -11,8 +11,18 @@ import pandas as pd
 from IPython.display import HTML, Markdown
 
 from study.report import results, rule
-from study.report.claims import INCONCLUSIVE, UNTESTED, WORDS, Part, Verdict, judge, magnitude
-from study.report.comparison import paper_agrees, read_claims
+from study.report.claims import (
+    INCONCLUSIVE,
+    NOT,
+    REPRODUCED,
+    UNTESTED,
+    WORDS,
+    Part,
+    Verdict,
+    judge,
+    magnitude,
+)
+from study.report.comparison import SAME, paper_agrees, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 
@@ -20,20 +30,25 @@ from study.runs import TRAININGS
 LOOKS = [("tip", "success", "✓"), ("warning", "warning", "◐"), ("danger", "danger", "✗")]
 LOOK = {word: look for words in WORDS.values() for word, look in zip(words, LOOKS, strict=True)}
 LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "○")}
+# Which verdict an outcome of the rule looks like.
+RULED = {rule.SURVIVES: REPRODUCED, rule.REFUTED: NOT, rule.NO_GAP: INCONCLUSIVE}
+RULED |= {rule.UNDECIDED: INCONCLUSIVE, rule.OPEN: UNTESTED}
 PAPER = {"natural": "the paper: 164", "adversarial": "the paper: 164, with 10 steps"}
 BUDGET = {"short": ". This was judged after short training, and says nothing of longer ones"}
 BUDGET |= {"any": ". This does not depend on the length of training", "matched": ""}
 NOISE = "Intervals of noise with batch statistics leave out the draw of the noise, which a batch shares."
-# The front page: a claim of the paper in words, its part in the ledger, the same under the strongest attack.
+NOT_RUN = "not run"
+# The front page: a claim of the paper in words, its part in the ledger, and the claim that says the same of
+# the strongest attack, or what stands there without one.
 MAIN = [
     ("Removing the tracking gains 20 points", "table2-twenty", "natural", "strong-strongest"),
-    ("Tracking is the cause", None, "natural", None),
-    ("The gain is as large after adversarial training", "table2-twenty", "adversarial", None),
-    ("A network without norm is more robust than BatchNorm", "table2-no-norm", "natural", None),
-    ("RobustNorm is more accurate than untracked BatchNorm", "table3-clean", "natural", None),
-    ("RobustNorm is more robust", "fig2-best", "natural", None),
-    ("All of this is general over networks and data sets", "table4-tracking", "natural", None),
-    ("Minima are sharp without tracking, and flat with it", "fig9-sharp", "natural", None),
+    ("Tracking is the cause", None, "natural", ""),
+    ("The gain is as large after adversarial training", "table2-twenty", "adversarial", NOT_RUN),
+    ("A network without norm is more robust than BatchNorm", "table2-no-norm", "natural", NOT_RUN),
+    ("RobustNorm is more accurate than untracked BatchNorm", "table3-clean", "natural", ""),
+    ("RobustNorm is more robust than untracked BatchNorm", "fig2-best", "natural", "strong-robust-norm"),
+    ("All of this is general over networks and data sets", "table4-tracking", "natural", NOT_RUN),
+    ("Minima are sharp without tracking, and flat with it", "fig9-sharp", "natural", ""),
 ]
 
 
@@ -120,7 +135,8 @@ def _parts(claim_id: str, profile: str, training: str) -> list[Part]:
 def said(claim_id: str, profile: str, training: str) -> str:
     """The differences of a claim after a training as a phrase: "+20.9 points on average (...)"."""
     parts = _parts(claim_id, profile, training)
-    return "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
+    told = "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
+    return told.partition(f", {SAME} in")[0]
 
 
 def yes_or_no(claim_id: str, profile: str, training: str) -> str:
@@ -176,11 +192,13 @@ def main_claims(profile: str) -> Markdown:
     for words, claim_id, training, strong in MAIN:
         if claim_id is None:
             outcome = rule.decide([how for how, _ in rule.conditions(profile, training).values()])
-            lines.append(f"| {words} | {outcome} | | | |")
+            _, colour, symbol = LOOK[RULED[outcome]]
+            told = f"{{bdg-{colour}}}`{symbol} {outcome.partition(':')[0].removeprefix('is ')}`"
+            lines.append(f"| {{ref}}`{words} <verdict>` | {told} | | | |")
             continue
         cells = [badge(_parts(claim_id, profile, training)[0].direction)]
         cells += [number(claim_id, profile, training, paper=paper) for paper in (True, False)]
-        cells.append(number(strong, profile, training) if strong else "")
+        cells.append(number(strong, profile, training) if strong in read_claims() else strong)
         lines.append(f"| {{ref}}`{words} <{anchor(claim_id)}>` | {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
 
@@ -188,11 +206,16 @@ def main_claims(profile: str) -> Markdown:
 def conditions(profile: str) -> Markdown:
     """The decision rule: its conditions with links to evidence, a column a training, and what it says."""
     columns = [rule.conditions(profile, training) for training in TRAININGS]
-    lines = [f"| Condition | {' | '.join(map(name, TRAININGS))} |", "|---|---|---|"]
+    lines = [
+        f"| Condition, and points in its favour | {' | '.join(map(name, TRAININGS))} |",
+        "|---|---|---|",
+    ]
     for condition, words in rule.CONDITIONS.items():
         states = []
         for how, parts in (column[condition] for column in columns):
-            links = " ".join(f"{{ref}}`{part.claim.id} <{anchor(part.claim.id)}>`" for part in parts)
-            states.append(f"{how}: {links}")
+            tested = [part for part in parts if part.direction != UNTESTED]
+            told = [(number(part.claim.id, profile, part.training), part.claim.id) for part in tested]
+            links = ", ".join(f"{{ref}}`{value} <{anchor(one)}>`" for value, one in told)
+            states.append(f"{how}: {links}" if links else how)
         lines.append(f"| {words} | {' | '.join(states)} |")
     return Markdown("\n".join([*lines, "", *(f"- {rule.sentence(profile, one)}" for one in TRAININGS)]))

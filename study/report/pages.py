@@ -61,7 +61,10 @@ def _measured(profile: str, rows: pd.DataFrame) -> str:
     here = [run for run in grid(profile) if run.name in set(rows.run)]
     kept = {store.read_config(run).get("settings", {}).get("precision", run.precision) for run in here}
     budget = "comparable to the paper's" if rows.matched.all() else "shorter than the paper's"
-    images = f" {int(rows['n'].min()):,} test images," if "n" in rows else ""
+    counts = (
+        [f"{int(count):,}" for count in sorted({rows["n"].min(), rows["n"].max()})] if "n" in rows else []
+    )
+    images = f" {' to '.join(counts)} test images," if counts else ""
     return (
         f"Profile `{profile}`, **{', '.join(map(name, rows.dataset.unique()))}**; {trained}, a budget"
         f" {budget}; trained in {' or '.join(sorted(kept))}, measured in float32;{images} seeds"

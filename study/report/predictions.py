@@ -45,7 +45,7 @@ def table(profile: str) -> Markdown:
             entry["refuted"],
             badge(part.direction),
             _result(part),
-            _result(again),
+            "the same" if again.comparisons == part.comparisons != [] else _result(again),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return Markdown("\n".join(lines))

@@ -20,7 +20,7 @@ HOLDS, FAILS, UNCLEAR = "met", "contradicted", "unclear"
 SURVIVES, REFUTED = "survives: every condition holds", "is refuted: a necessary condition is contradicted"
 UNDECIDED = "is undecided: no condition is contradicted, and not all are clear"
 OPEN = "is open: no condition is contradicted so far, and some are untested"
-NO_GAP = "has nothing to explain: the gap is not there"
+NO_GAP = "is idle: there is no gap to explain"
 
 
 def conditions(profile: str, training: str) -> dict[str, tuple[str, list[Part]]]:
@@ -65,4 +65,4 @@ def sentence(profile: str, training: str) -> str:
     found = {condition: how for condition, (how, _) in conditions(profile, training).items()}
     groups = {how: [one for one in found if found[one] == how] for how in (FAILS, HOLDS, UNCLEAR, UNTESTED)}
     told = "; ".join(f"{how}: {', '.join(names)}" for how, names in groups.items() if names)
-    return f"{name(training)}: that tracking is the cause **{decide([*found.values()])}** ({told})."
+    return f"{name(training)}: the explanation by tracking **{decide([*found.values()])}** ({told})."
