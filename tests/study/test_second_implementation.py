@@ -56,7 +56,10 @@ def cifar():
 
 @dataclass(frozen=True)
 class Network:
-    """A trained network: where its files are, how it normalises, its images, and points to agree within."""
+    """A trained network: where its files are, how it normalises, its images, and points to agree within.
+
+    On 500 images two random starts of PGD alone move a gap by about a point.
+    """
 
     run: str
     mean: tuple[float, ...]
@@ -86,7 +89,7 @@ CIFAR = Network(
     (0.4914, 0.4822, 0.4465),
     (0.2023, 0.1994, 0.2010),
     cifar,
-    1.0,
+    1.5,
 )
 
 
