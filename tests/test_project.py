@@ -41,7 +41,6 @@ WITHOUT_TORCH = (
     "study.runs",
     "study.store",
     "study.book",
-    "study.api_pages",
     "study.parameters",
 )
 PICTURE = re.compile(r"(?<=```mermaid\n).*?(?=```)", re.DOTALL)
@@ -223,7 +222,7 @@ def test_make_alone_lists_the_targets():
     done = run("make", "--no-print-directory")
     assert done.returncode == 0
     listed = re.findall(r"^  make ([\w-]+)", done.stdout, re.MULTILINE)
-    assert listed == ["help", "book", "test", "test-fast", "faults", "lint", "clean"]
+    assert listed == ["help", "book", "pdf", "test", "test-fast", "faults", "lint", "clean"]
 
 
 def test_only_the_small_profile_is_trained_by_make_book():
@@ -326,7 +325,7 @@ def test_the_python_example_runs_and_reports_both_statistics_modes(capsys):
 
 def test_the_commands_of_the_readme_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {words[1] for words in COMMANDS if words[0] == "make"} == {"book", "test"} <= set(targets)
+    assert {words[1] for words in COMMANDS if words[0] == "make"} == {"book", "pdf", "test"} <= set(targets)
     (words,) = [words for words in COMMANDS if words[0] == "snakemake"]
     profile = words[-1].removeprefix("profile=")
     assert yaml.safe_load((ROOT / "study" / "profiles" / f"{profile}.yml").read_text())["grid"]
