@@ -6,8 +6,6 @@ VENV    ?= .venv
 PROFILE ?= book
 JOBS    ?= 2
 FAULTS_SEED ?= 0
-CHROMIUM ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
-BUILD   := _build
 
 # One thread a process: two processes of one thread do more work than one process of two.
 export OMP_NUM_THREADS ?= 1
@@ -30,13 +28,8 @@ help:  ## show this list
 book: $(STUDY)  ## build the book from the results of PROFILE (quick: train first): _build/html/index.html
 	@python -m study.book --profile $(PROFILE) --jobs $(JOBS) $(if $(filter quick,$(PROFILE)),--train)
 
-pdf: book  ## the same as one PDF, which a Chromium prints: _build/book.pdf
-	@test -n "$(CHROMIUM)" || { echo "No Chromium or Chrome is on the PATH. Name one with: make pdf CHROMIUM=/path" >&2; exit 1; }
-	@sphinx-build -q -b singlehtml -d $(BUILD)/doctrees $(BUILD)/source $(BUILD)/single
-	@$(CHROMIUM) --headless $(if $(filter 0,$(shell id -u)),--no-sandbox) --no-pdf-header-footer --virtual-time-budget=60000 \
-	  --print-to-pdf=$(BUILD)/book.pdf file://$(abspath $(BUILD))/single/index.html >$(BUILD)/logs/pdf.log 2>&1 \
-	  || { tail -n 30 $(BUILD)/logs/pdf.log; exit 1; }
-	@echo "Open $(BUILD)/book.pdf."
+pdf: $(DEV) book  ## the same as one PDF, which a Chromium prints: _build/book.pdf
+	@python -m study.pdf
 
 test: lint  ## lint, then the whole test suite with coverage
 	pytest --numprocesses $(JOBS) --dist loadgroup --cov --cov-report=

@@ -19,7 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import rnlib
-from study import book
+from study import book, pdf
 from study.report import figures
 
 pytestmark = pytest.mark.xdist_group("book")  # each site is made once
@@ -309,11 +309,17 @@ def test_what_figures_offer_becomes_files_of_the_site(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium, which is not on this machine")
-def test_the_book_is_printed_as_one_file_with_at_least_a_page_for_each_of_its_pages(built, small):
-    options = ["--no-print-directory", "-o", "book", f"BUILD={small / '_build'}"]
-    subprocess.run(["make", *options, "pdf"], cwd=ROOT, check=True, capture_output=True)
-    printed = (small / "_build" / "book.pdf").read_bytes()
+def test_the_book_is_printed_as_one_file_with_at_least_a_page_for_each_of_its_pages(built, project, capsys):
+    pdf.main()
+    printed = (project / "_build" / "book.pdf").read_bytes()
     assert len(re.findall(rb"/Type /Page\b", printed)) >= 5
+    assert "Open " in capsys.readouterr().out
+
+
+def test_who_prints_before_there_is_a_book_is_told_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(book, "BUILD", tmp_path)
+    with pytest.raises(SystemExit, match="make book"):
+        pdf.main()
 
 
 def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
