@@ -340,7 +340,7 @@ def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
 def test_training_comes_first_where_it_is_asked_for(monkeypatch, capsys):
     commands = []
     monkeypatch.setattr(book, "run", lambda *command, log, show: commands.append(command))
-    for name in ("execute", "assemble"):
+    for name in ("execute", "assemble", "unpack"):
         monkeypatch.setattr(book, name, lambda *arguments, **options: None)
     monkeypatch.setattr(book, "render", lambda *arguments, **options: None)
     book.build("quick", jobs=3, train=True)
