@@ -325,7 +325,7 @@ def test_the_python_example_runs_and_reports_both_statistics_modes(capsys):
 
 def test_the_commands_of_the_readme_exist():
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert {words[1] for words in COMMANDS if words[0] == "make"} == {"book", "pdf", "test"} <= set(targets)
+    assert {words[1] for words in COMMANDS if words[0] == "make"} == {"book", "test"} <= set(targets)
     (words,) = [words for words in COMMANDS if words[0] == "snakemake"]
     profile = words[-1].removeprefix("profile=")
     assert yaml.safe_load((ROOT / "study" / "profiles" / f"{profile}.yml").read_text())["grid"]
