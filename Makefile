@@ -18,7 +18,7 @@ $(DEV):   EXTRAS = study,dev
 LOG := _build/logs/setup.log
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast faults lint clean
+.PHONY: help book pdf test test-fast faults lint clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ help:  ## show this list
 # Only quick is small enough to train here what is missing; of the others the results that are there are shown.
 book: $(STUDY)  ## build the book from the results of PROFILE (quick: train first): _build/html/index.html
 	@python -m study.book --profile $(PROFILE) --jobs $(JOBS) $(if $(filter quick,$(PROFILE)),--train)
+
+pdf: $(DEV) book  ## the same as one PDF, which a Chromium prints: _build/book.pdf
+	@python -m study.pdf
 
 test: lint  ## lint, then the whole test suite with coverage
 	pytest --numprocesses $(JOBS) --dist loadgroup --cov --cov-report=

@@ -6,6 +6,7 @@ another, without a start for each.
 """
 
 import argparse
+import base64
 import json
 import os
 import re
@@ -31,7 +32,6 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from sphinx_external_toc.parsing import MalformedError, parse_toc_data
 
-from study import api_pages
 from study.plain import read_yaml
 from study.report import results
 from study.report.claims import judge_all
@@ -43,6 +43,8 @@ BUILD = ROOT / "_build"
 PACKAGES = ("rnlib", "torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "jupyter-book")
 # Makes a used kernel a new one: no variables, nothing that was changed in our modules or in how figures look.
 FRESH = """
+import os
+os.environ["JPY_SESSION_NAME"] = name  # as Jupyter does
 shell.reset()
 shell.execution_count = 1
 import sys
@@ -57,6 +59,7 @@ if "matplotlib.pyplot" in sys.modules:
 """
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # a kernel has no warning at its start
 PROGRESS = re.compile(r".*\[ *\d+%\](?= )|.*\(\d+%\) done")  # of Sphinx, of Snakemake
+FILE = re.compile(r'href="(data:[^"]*;base64,([^"]*))" download="([^"]*)"')  # below a figure
 Show = Callable[[str], None]
 
 
@@ -123,12 +126,13 @@ def execute(names: list[str], profile: str, *, executed: Path, jobs: int, show: 
     logs.mkdir(parents=True, exist_ok=True)
 
     def work(number: int) -> None:
-        kernel, cell = AsyncKernelManager(), new_code_cell(f"exec({FRESH!r}, {{'shell': get_ipython()}})")
+        kernel, cell = AsyncKernelManager(), new_code_cell()
         fresh = NotebookClient(new_notebook(cells=[cell]), km=kernel)
         with (logs / f"kernel{number}.log").open("w") as log:
             try:
                 for count, name in queue:
                     show(f"{count} of {len(names)}: {name}")
+                    cell.source = f"exec({FRESH!r}, {{'shell': get_ipython(), 'name': {name!r}}})"
                     fresh.execute(stdout=log, stderr=log, env=QUIET | os.environ)
                     execute_one(name, profile, executed / f"{name}.ipynb", fresh)
             finally:
@@ -200,7 +204,9 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
     shutil.copytree(ROOT / "book", source)
     shutil.copytree(executed, source, dirs_exist_ok=True)
     shutil.copy(ROOT / "_config.yml", source)
-    api_pages.write(source / "api")
+    for module in sorted(ROOT.glob("rnlib/[!_]*.py")):
+        page = f"# rnlib.{module.stem}\n\n```{{eval-rst}}\n.. automodule:: rnlib.{module.stem}\n```\n"
+        (source / "api" / f"rnlib.{module.stem}.md").write_text(page)
     (source / "status.md").write_text(status_page(notebooks, profile))
     (source / "_static" / "claims.json").write_text(json.dumps(judge_all(profile), indent=1))
     results.table(profile, "evaluations", None).to_csv(source / "_static" / "results.csv", index=False)
@@ -228,6 +234,18 @@ def slim(output: Path) -> None:
         shutil.copy(ROOT / "notebooks" / path.relative_to(output / "_sources"), path)
 
 
+def unpack(output: Path) -> None:
+    """What the figures of a site offer as files, and carry within them, become files."""
+    folder = output / "_static" / "figures"
+    folder.mkdir()
+    for page in output.rglob("*.html"):
+        text = page.read_text()
+        for uri, content, name in FILE.findall(text):
+            (folder / name).write_bytes(base64.b64decode(content))
+            text = text.replace(uri, os.path.relpath(folder / name, page.parent))
+        page.write_text(text)
+
+
 def build(profile: str, *, jobs: int, train: bool) -> Path:
     """All stages; returns the front page."""
     executed, last = BUILD / "chapters" / Path(profile).stem, 3 + train
@@ -243,6 +261,7 @@ def build(profile: str, *, jobs: int, train: bool) -> Path:
     with stage(f"[{last}/{last}] rendering") as show:
         render(BUILD / "source", BUILD / "html", show=show)
         slim(BUILD / "html")
+        unpack(BUILD / "html")
     return BUILD / "html" / "index.html"
 
 

@@ -1,28 +1,20 @@
-"""Load pages in headless Chromium and report what it complains about and what it fetches from other sites."""
+"""Load pages in headless Chromium: what it complains about, what they fetch, and who cannot use them."""
 
-import json
 import shutil
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
-from urllib.request import urlopen
+from typing import Literal
 
-import websocket
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-QUIET = (
-    "--headless --disable-gpu --no-sandbox --no-first-run --disable-background-networking --disable-sync "
-    "--disable-component-update --disable-quic --disable-dev-shm-usage --remote-debugging-port=0 "
-    "--remote-allow-origins=*"
-).split()
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 
 class _Files(SimpleHTTPRequestHandler):
@@ -39,78 +31,57 @@ def served(folder: Path) -> Iterator[str]:
         server.shutdown()
 
 
-class Browser:
-    """One tab of a headless Chromium, driven by the DevTools protocol."""
-
-    def __init__(self, port: int):
-        self.last = 0
-        self.events: list[dict[str, Any]] = []
-        self.socket = websocket.create_connection(_tab(port), timeout=60)
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **params: object) -> dict[str, Any]:
-        """Send a command and wait for its answer; events that come first are kept."""
-        self.last += 1
-        self.socket.send(json.dumps({"id": self.last, "method": method, "params": params}))
-        while True:
-            message = json.loads(self.socket.recv())
-            if message.get("id") == self.last:
-                assert "error" not in message, message
-                return message["result"]
-            self.events.append(message)
-
-    def visit(self, address: str, *, settle: float = 0.3) -> list[str]:
-        """Open a page, wait until it has loaded and settled, and return the complaints about it."""
-        self.events.clear()
-        self.call("Page.navigate", url=address)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self.events.append(json.loads(self.socket.recv()))
-        time.sleep(settle)
-        self.call("Runtime.evaluate", expression="1")
-        site = "/".join(address.split("/")[:3])
-        return [complaint for event in self.events if (complaint := _complaint(event, site))]
-
-
-def _complaint(event: dict[str, Any], site: str) -> str | None:
-    params = event["params"]
-    match event["method"]:
-        case "Network.requestWillBeSent" if not params["request"]["url"].startswith((site, "data:", "blob:")):
-            return f"request to {params['request']['url']}"
-        case "Network.loadingFailed" if not params.get("canceled"):
-            return f"failed to load: {params['errorText']}"
-        case "Network.responseReceived" if params["response"]["status"] >= 400:
-            return f"{params['response']['status']} for {params['response']['url']}"
-        case "Runtime.exceptionThrown":
-            return f"exception: {params['exceptionDetails']}"
-        case "Runtime.consoleAPICalled" if params["type"] in ("error", "assert"):
-            return f"console: {params['args']}"
-        case "Log.entryAdded" if params["entry"]["level"] == "error":
-            return f"log: {params['entry']['text']} {params['entry'].get('url', '')}"
-    return None
-
-
-def _tab(port: int) -> str:
-    """Address of the first tab's DevTools socket."""
-    with urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
-        return next(tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page")
-
-
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A fresh Chromium with an empty profile; it can resolve no name, so nothing leaves the machine."""
-    assert CHROMIUM, "no Chromium on this machine"
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
-        command = [CHROMIUM, *QUIET, *options, "about:blank"]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            started = Path(profile, "DevToolsActivePort")
-            for _ in range(300):
-                if started.exists() and started.read_text().count("\n"):
-                    break
-                time.sleep(0.1)
-            yield Browser(int(started.read_text().split()[0]))
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
+def browser(**options: object) -> Iterator[Page]:
+    """A tab of a fresh Chromium, which can resolve no name, so that nothing leaves the machine.
+
+    ``options`` are those of ``playwright.sync_api.Browser.new_page``, such as ``viewport``.
+    """
+    rules = ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=rules)
+        yield chromium.new_page(**options)
+        chromium.close()
+
+
+def visit(tab: Page, address: str, *, settle: int = 300) -> list[str]:
+    """Open a page, let it settle (milliseconds), and return the complaints about it."""
+    found: list[str] = []
+    own = ("/".join(address.split("/")[:3]), "data:", "blob:")
+
+    def add(what: str, wrong: bool = True) -> None:
+        found.extend([what] * wrong)
+
+    listeners = {
+        "request": lambda one: add(f"request to {one.url}", not one.url.startswith(own)),
+        "requestfailed": lambda one: add(f"failed to load: {one.url} {one.failure}"),
+        "response": lambda one: add(f"{one.status} for {one.url}", one.status >= 400),
+        "console": lambda one: add(f"console: {one.text}", one.type in ("error", "assert")),
+        "pageerror": lambda one: add(f"exception: {one}"),
+    }
+    for event, listener in listeners.items():
+        tab.on(event, listener)  # type: ignore[call-overload]
+    tab.goto(address)
+    tab.wait_for_timeout(settle)
+    for event, listener in listeners.items():
+        tab.remove_listener(event, listener)
+    return found
+
+
+def barriers(tab: Page, theme: Literal["light", "dark"]) -> list[str]:
+    """What of WCAG A and AA the page that is open breaks: a rule, an element and the reason each.
+
+    In the dark only what depends on colours.
+    """
+    tab.emulate_media(color_scheme=theme, reduced_motion="reduce")  # colours that fade are measured at once
+    which = (
+        {"type": "tag", "values": WCAG}
+        if theme == "light"
+        else {"type": "rule", "values": ["color-contrast"]}
+    )
+    found = Axe().run(tab, options={"runOnly": which, "resultTypes": ["violations"]}).response["violations"]
+    return [
+        f"{theme}: {one['id']}: {node['html'][:200]}: {node['failureSummary']}"
+        for one in found
+        for node in one["nodes"]
+    ]

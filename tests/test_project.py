@@ -41,7 +41,6 @@ WITHOUT_TORCH = (
     "study.runs",
     "study.store",
     "study.book",
-    "study.api_pages",
     "study.parameters",
 )
 PICTURE = re.compile(r"(?<=```mermaid\n).*?(?=```)", re.DOTALL)
@@ -223,7 +222,7 @@ def test_make_alone_lists_the_targets():
     done = run("make", "--no-print-directory")
     assert done.returncode == 0
     listed = re.findall(r"^  make ([\w-]+)", done.stdout, re.MULTILINE)
-    assert listed == ["help", "book", "test", "test-fast", "faults", "lint", "clean"]
+    assert listed == ["help", "book", "pdf", "test", "test-fast", "faults", "lint", "clean"]
 
 
 def test_only_the_small_profile_is_trained_by_make_book():

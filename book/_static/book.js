@@ -1,5 +1,7 @@
 // One button opens and closes all folded code of a page.
 document.addEventListener("DOMContentLoaded", () => {
+  // The bibliography has roles that are deprecated, and a list of other things than items.
+  document.querySelectorAll(".citation-list, .citation").forEach((one) => one.removeAttribute("role"));
   const folded = [...document.querySelectorAll("details.hide")];
   const bar = document.querySelector(".article-header-buttons");
   if (!folded.length || !bar) return;

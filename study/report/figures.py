@@ -7,10 +7,12 @@ number. Both show 95% intervals that :mod:`study.report.results` computes, never
 import base64
 import io
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,6 +22,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from study.report import results
+from study.runs import ROOT
 
 # seaborn's "colorblind"; the package takes a second to import, and is where it draws.
 PALETTE = [f"#{c}" for c in "0173b2 de8f05 029e73 d55e00 cc78bc ca9161 fbafe4 949494 ece133 56b4e9".split()]
@@ -35,6 +38,9 @@ SERIES = {
 COLOURS = dict(SERIES.values()) | {NAMES["tracked"]: PALETTE[0], NAMES["batch"]: PALETTE[1]}
 # The rows of a dot are its low, mean and high: seaborn is to show their median and range.
 WHOLE: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100)}
+# What a figure shows, and the rows of results that it was made from, for the links below it.
+DRAWN: WeakKeyDictionary[Figure, tuple[pd.DataFrame, pd.DataFrame]] = WeakKeyDictionary()
+COUNT = itertools.count(1)
 
 
 def name(value: Any, column: str = "") -> str:
@@ -90,17 +96,20 @@ def dots(
     grid = _finished(sns.catplot(tidy, kind="point", markersize=5, **how | shared), xlabel, value, ylabel)
     if sum(len(str(label)) for label in shared["order"]) > 50:
         grid.tick_params(axis="x", rotation=30)
+    table = _wide(tidy)
     if paper is not None:
         half = paper.ci95.fillna(0) if "ci95" in paper else 0.0
         paper = paper.assign(mean=paper[value], low=paper[value] - half, high=paper[value] + half)
         theirs, _ = _tidy(paper, x, hue, panel, value)
         theirs = theirs[theirs[x].isin(shared["order"]) & theirs[hue].isin(how["hue_order"])]
+        table = pd.concat([table.assign(whose="ours"), _wide(theirs).assign(whose="the paper's")])
         look = {"markersize": 8, "markerfacecolor": "none", "markeredgewidth": 1.2, "legend": False}
         for title, axis in grid.axes_dict.items() or [("", grid.ax)]:
             part = theirs[theirs[panel] == title] if title else theirs
             sns.pointplot(part, ax=axis, err_kws={"linewidth": 0.7}, **shared, **look)
             axis.set(xlabel=xlabel, ylabel=axis.get_ylabel() if axis.get_subplotspec().is_first_col() else "")
         grid.legend.set_title("filled dots: ours, open dots: the paper's")
+    DRAWN[grid.figure] = table, rows
     return grid.figure
 
 
@@ -138,6 +147,7 @@ def lines(
             axis.set_xticks([], minor=True)
         if zero:
             axis.axhline(0, color="0.4", linewidth=1, zorder=0)
+    DRAWN[grid.figure] = _wide(tidy), rows
     return grid.figure
 
 
@@ -162,6 +172,11 @@ def _tidy(rows: pd.DataFrame, x: str, hue: str, panel: str | None, value: str) -
     if panel and tidy[panel].nunique() > 1:
         how |= {"col": panel, "col_order": _order(tidy, panel), "col_wrap": 2, "aspect": 1.2}
     return tidy, how
+
+
+def _wide(tidy: pd.DataFrame) -> pd.DataFrame:
+    """A row a dot, with its low, mean and high."""
+    return tidy.pivot_table("y", list(tidy.columns[:-2]), "variable", sort=False).reset_index()
 
 
 def _order(rows: pd.DataFrame, column: str) -> list[Any]:
@@ -213,6 +228,7 @@ def surfaces(planes: pd.DataFrame) -> Figure:
             drawn = axis.contourf(plane.columns, plane.index, plane, levels=levels, cmap="cividis")
             axis.plot(0, 0, marker="+", color="white")
     figure.colorbar(drawn, ax=axes, label="log10 of the loss", format="%.1f")
+    DRAWN[figure] = planes[["training", "series", "a", "b", "loss"]], planes
     return figure
 
 
@@ -227,13 +243,41 @@ def history(epochs: Sequence[Mapping[str, float]]) -> Figure:
     return lines(rows, x="epoch", hue="images", panel="quantity", sharey=False, ylabel="")
 
 
-def show(figure: Figure, *, caption: str, alt: str) -> HTML:
-    """A figure as SVG with its caption (the finding first), and what it shows for those who cannot see it."""
-    file = io.BytesIO()
+def show(figure: Figure, *, caption: str, alt: str, data: pd.DataFrame | None = None) -> HTML:
+    """A figure as SVG with its caption (the finding first), and what it shows for those who cannot see it.
+
+    Below it are the SVG and the table of what it shows as files, and what it was made from.
+
+    Args:
+        data: what a figure shows that none of the functions of this module has drawn, if that is a table.
+    """
+    table, rows = DRAWN.pop(figure, (data, data))
+    file, page = io.BytesIO(), Path(os.environ.get("JPY_SESSION_NAME", "figure")).stem
     figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
-    source = f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode()}"
+    source, stem = _uri("image/svg+xml", file.getvalue()), f"{page}-{next(COUNT)}"
+    links = f'<a href="{source}" download="{stem}.svg">SVG</a>'
+    if table is not None:
+        uri = _uri("text/csv", table.to_csv(index=False).encode())
+        links += f' <a href="{uri}" download="{stem}.csv">data (CSV)</a>'
     style = f"width:{96 * figure.get_figwidth():.0f}px;max-width:100%;background:white"
     image = f'<img src="{source}" alt="{escape(alt)}" style="{style}">'
-    wide = ' class="wide"' if figure.get_figwidth() > 7.2 else ""  # scrolls on a phone, others shrink
-    return HTML(f"<figure><div{wide}>{image}</div><figcaption>{escape(caption)}</figcaption></figure>")
+    wide = ' class="wide" tabindex="0"' if figure.get_figwidth() > 7.2 else ""  # scrolls on a phone
+    made = f"<details><summary>how it was made</summary>{_made(page, rows)}</details>"
+    below = f'{escape(caption)}<div class="files">{links} {made}</div>'
+    return HTML(f"<figure><div{wide}>{image}</div><figcaption>{below}</figcaption></figure>")
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _made(page: str, rows: pd.DataFrame | None) -> str:
+    """From which results a figure was made, by which notebook, and how it is made again, as HTML."""
+    told = "Made by the code on this page, of the results that the page names."
+    if rows is not None and {"run", "revision"} <= set(rows):
+        runs, revisions = (sorted(set(rows[column].astype(str))) for column in ("run", "revision"))
+        told = f"Results of {', '.join(runs)}, measured at revision {', '.join(revisions)}."
+    paths = [path.relative_to(ROOT) for path in ROOT.glob(f"notebooks/**/{page}.ipynb")]
+    again = [f" Again: <code>papermill {path} out.ipynb</code>" for path in paths]
+    return told + "".join(again)

@@ -12,12 +12,15 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import browser
+import matplotlib.pyplot as plt
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import rnlib
-from study import api_pages, book
+from study import book, pdf
+from study.report import figures
 
 pytestmark = pytest.mark.xdist_group("book")  # each site is made once
 ROOT = book.ROOT
@@ -31,6 +34,7 @@ chapters:
 - {file: words}
 - {file: status}
 """
+MODULES = [path.stem for path in ROOT.glob("rnlib/[!_]*.py")]
 CLAIM = ":::{admonition} Supported\n:name: claim-first\nYes.\n:::"
 ONE = [
     f"from IPython.display import Markdown\nMarkdown({CLAIM!r})",
@@ -97,7 +101,6 @@ def in_place(patch, folder):
     patch.setattr(book, "BUILD", folder / "_build")
     patch.setattr(book, "read_claims", lambda: {"first": SimpleNamespace(page="one")})
     patch.setattr(book, "judge_all", lambda profile: [])
-    patch.setattr(api_pages, "write", lambda folder: None)  # the real book has the reference
 
 
 @pytest.fixture
@@ -148,7 +151,7 @@ def pages(site):
 
 @pytest.mark.slow
 def test_a_page_for_each_chapter_and_module_is_there(real):
-    for name in ["index", "status", *book.chapters(), *(f"api/rnlib.{name}" for name in api_pages.modules())]:
+    for name in ["index", "status", *book.chapters(), *(f"api/rnlib.{name}" for name in MODULES)]:
         assert (real / "html" / f"{name}.html").exists(), name
 
 
@@ -180,17 +183,30 @@ def test_every_link_within_the_book_leads_to_a_page_and_a_place_on_it(pages):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium, which is not on this machine")
-def test_a_browser_has_no_complaint_about_any_page_and_asks_no_other_site(site, pages):
-    """At the width of a phone, to which every page must fit: what is wider scrolls by itself."""
-    complaints, wide = {}, {}
-    with browser.served(site) as address, browser.browser() as tab:
-        phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": False}
-        tab.call("Emulation.setDeviceMetricsOverride", **phone)
+def test_a_browser_has_no_complaint_about_any_page_and_everybody_can_use_it(site, pages):
+    """On a phone, to whose width every page fits (what is wider scrolls by itself), and by WCAG A and AA."""
+    complaints, wide, barriers = {}, {}, {}
+    phone = {"width": 390, "height": 844}
+    with browser.served(site) as address, browser.browser(viewport=phone) as tab:
         for path in [path.relative_to(site).as_posix() for path in pages if "_modules" not in path.parts]:
-            complaints[path] = tab.visit(f"{address}/{path}")
-            wide[path] = tab.call("Runtime.evaluate", expression="document.documentElement.scrollWidth")
+            complaints[path] = browser.visit(tab, f"{address}/{path}")
+            wide[path] = max(390, tab.evaluate("document.documentElement.scrollWidth"))
+            barriers[path] = browser.barriers(tab, "light")
+            if not path.startswith("api/"):  # takes a second, and these pages have no colours of their own
+                barriers[path] += browser.barriers(tab, "dark")
     assert {path: found for path, found in complaints.items() if found} == {}
-    assert {path: found for path, found in wide.items() if found["result"]["value"] > 390} == {}
+    assert {path: found for path, found in wide.items() if found > 390} == {}
+    assert {path: found for path, found in barriers.items() if found} == {}
+
+
+@pytest.mark.slow
+def test_every_figure_of_the_book_has_its_files_and_says_how_it_was_made(real):
+    for name in book.chapters():
+        text = (real / "html" / f"{name}.html").read_text()
+        count = text.count("<figcaption>")
+        assert text.count('.svg">SVG</a>') == count, name
+        assert text.count(f"papermill notebooks/{name}.ipynb out.ipynb</code></details>") == count, name
+    assert len(list(real.glob("html/_static/figures/*.csv"))) > 50
 
 
 @pytest.mark.slow
@@ -277,6 +293,35 @@ def test_a_warning_fails_the_rendering(small, tmp_path):
         book.render(source, tmp_path / "html", show=lambda progress: None)
 
 
+def test_what_figures_offer_becomes_files_of_the_site(tmp_path):
+    (tmp_path / "_static").mkdir()
+    (tmp_path / "why").mkdir()
+    page = tmp_path / "why" / "one.html"
+    html = figures.show(plt.figure(), caption="", alt="", data=pd.DataFrame({"a": [1]})).data
+    page.write_text(html)
+    book.unpack(tmp_path)
+    assert "base64" not in page.read_text()
+    image, svg, csv = re.findall(r'(?:src|href)="([^"]*)"', page.read_text())
+    assert image == svg
+    assert (page.parent / csv).read_text() == "a\n1\n"
+    assert (page.parent / svg).read_text().startswith("<?xml")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not browser.CHROMIUM, reason="needs Chromium, which is not on this machine")
+def test_the_book_is_printed_as_one_file_with_at_least_a_page_for_each_of_its_pages(built, project, capsys):
+    pdf.main()
+    printed = (project / "_build" / "book.pdf").read_bytes()
+    assert len(re.findall(rb"/Type /Page\b", printed)) >= 5
+    assert "Open " in capsys.readouterr().out
+
+
+def test_who_prints_before_there_is_a_book_is_told_so(monkeypatch, tmp_path):
+    monkeypatch.setattr(book, "BUILD", tmp_path)
+    with pytest.raises(SystemExit, match="make book"):
+        pdf.main()
+
+
 def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
     monkeypatch.setattr(book, "read_claims", lambda: dict.fromkeys(("a", "ab"), SimpleNamespace(page="one")))
 
@@ -295,7 +340,7 @@ def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
 def test_training_comes_first_where_it_is_asked_for(monkeypatch, capsys):
     commands = []
     monkeypatch.setattr(book, "run", lambda *command, log, show: commands.append(command))
-    for name in ("execute", "assemble"):
+    for name in ("execute", "assemble", "unpack"):
         monkeypatch.setattr(book, name, lambda *arguments, **options: None)
     monkeypatch.setattr(book, "render", lambda *arguments, **options: None)
     book.build("quick", jobs=3, train=True)
@@ -355,25 +400,13 @@ def test_the_command_says_what_to_open(monkeypatch, capsys):
 # -- the reference
 
 
-def test_the_reference_has_what_import_rnlib_offers_under_both_names():
-    """It is read from the code; here the imported library says the same."""
-    offered = {name: getattr(rnlib, name) for name in rnlib.__all__}
-    modules = {name: member.__module__ for name, member in offered.items() if hasattr(member, "__module__")}
-    assert {name: f"rnlib.{module}" for name, module in api_pages.exported().items()} == modules
-    page = api_pages.module_page("evaluate")
-    assert "   :no-index:" in page, "rnlib.evaluate is also a function"
-    assert (
-        page.count(".. py:function:: evaluate\n")
-        == page.count(".. autofunction:: rnlib.evaluate.evaluate")
-        == 1
-    )
+def test_the_index_of_the_reference_has_what_import_rnlib_offers():
+    listed = re.findall(r"^   rnlib\.(\w+)$", (ROOT / "book" / "api" / "index.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(rnlib.__all__)
 
 
-def test_the_index_of_the_reference_has_a_line_for_each_name(tmp_path):
-    (tmp_path / "index.md").write_text("# The library\n")
-    api_pages.write(tmp_path)
-    text = (tmp_path / "index.md").read_text()
-    assert re.search(r"^- :py:obj:`rnlib\.convert_norms`: \w.*\w\.?$", text, re.MULTILINE)
-    assert {path.stem for path in tmp_path.glob("rnlib.*")} == {
-        f"rnlib.{name}" for name in api_pages.modules()
-    }
+@pytest.mark.slow
+def test_the_index_of_the_reference_leads_to_where_each_name_is_documented(real):
+    page = Page(real / "html" / "api" / "index.html")
+    classes = [getattr(rnlib, name) for name in rnlib.__all__ if isinstance(getattr(rnlib, name), type)]
+    assert {f"{one.__module__}.html#{one.__module__}.{one.__name__}" for one in classes} <= set(page.links)

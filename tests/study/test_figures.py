@@ -2,6 +2,7 @@
 
 import base64
 import re
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -161,13 +162,59 @@ def test_a_history_has_its_losses_and_accuracies_by_epoch():
     assert legend == ["training", "validation, batch statistics"]
 
 
+def files(html):
+    """By kind: what a shown figure offers below it."""
+    links = re.findall(r'href="data:[^,]*;base64,([^"]*)" download="[^"]*[.](\w+)"', html)
+    return {kind: base64.b64decode(content) for content, kind in links}
+
+
 def test_a_shown_figure_is_svg_with_its_caption_and_text():
     html = figures.show(figures.dots(rows()[:2]), caption="a < b", alt='the "x"').data
-    assert "<figcaption>a &lt; b</figcaption>" in html
+    assert "<figcaption>a &lt; b<" in html
     assert 'alt="the &quot;x&quot;"' in html
-    image = re.search('data:image/svg[+]xml;base64,([^"]*)', html)
-    assert b"<svg" in base64.b64decode(image[1])
+    image = re.search('src="data:image/svg[+]xml;base64,([^"]*)', html)
+    assert b"<svg" in base64.b64decode(image[1]) == files(html)["svg"]
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("draw", [figures.dots, figures.lines])
+def test_the_table_of_a_figure_says_what_is_drawn_by_the_names_of_the_figure(draw):
+    figure = draw(rows(seeds=(0, 1, 2)), x="size", panel="training")
+    drawn = {y for axis in figure.axes for _, y in dots(axis)}
+    table = pd.read_csv(BytesIO(files(figures.show(figure, caption="", alt="").data)["csv"]))
+    assert list(table) == ["size", "series", "training", "low", "mean", "high"]
+    assert set(table["mean"]) == drawn == {41, 62, 71}
+    assert set(table.training) == {"Natural training", "Adversarial training"}
+    for one in table.itertuples():
+        ends = results.over_seeds([one.mean - 1, one.mean, one.mean + 1])
+        assert (one.low, one.high) == pytest.approx(ends)
+
+
+def test_the_table_of_a_figure_with_the_papers_numbers_has_both():
+    theirs = results.select(results.paper(2), {"training": "natural"})
+    figure = figures.dots(results.select(rows(), {"training": "natural"}), paper=theirs)
+    table = pd.read_csv(BytesIO(files(figures.show(figure, caption="", alt="").data)["csv"]))
+    found = results.select(table, {"whose": "the paper's", "attack": "PGD", "series": "BatchNorm"})
+    assert found["mean"].tolist() == [29.73]
+    assert set(table.whose) == {"ours", "the paper's"}
+
+
+def test_a_figure_drawn_by_hand_has_a_table_if_it_is_given_one():
+    assert set(files(figures.show(plt.figure(), caption="", alt="").data)) == {"svg"}
+    html = figures.show(plt.figure(), caption="", alt="", data=pd.DataFrame({"a": [1]})).data
+    assert files(html)["csv"] == b"a\n1\n"
+
+
+def test_a_figure_says_from_which_results_and_by_which_notebook_it_was_made(monkeypatch):
+    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/notebooks/why/transfer.ipynb")
+    html = figures.show(figures.dots(rows(run="a_run", revision="abc")), caption="", alt="").data
+    assert "Results of a_run, measured at revision abc." in html
+    assert "papermill notebooks/why/transfer.ipynb out.ipynb" in html
+    assert re.findall(r'download="(.*?)-\d+[.](\w+)"', html) == [("transfer", "svg"), ("transfer", "csv")]
+    monkeypatch.delenv("JPY_SESSION_NAME")
+    html = figures.show(figures.dots(rows()), caption="", alt="").data
+    assert "results that the page names" in html
+    assert "papermill" not in html
 
 
 def test_the_style_shows_tables_whole():

@@ -80,22 +80,19 @@ def test_the_figure_asks_no_site_for_anything():
 def test_the_figure_follows_the_keyboard(tmp_path):
     (tmp_path / "index.html").write_text(f'<!doctype html><link rel="icon" href="data:,">{WIDGET}')
 
-    def press(tab, key, code):
-        for kind in ("keyDown", "keyUp"):
-            tab.call("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
-
-    def run(tab, script):
-        return tab.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+    def text(tab, name):
+        return tab.locator(f"#pv-{name}").text_content()
 
     with browser.served(tmp_path) as address, browser.browser() as tab:
-        assert tab.visit(f"{address}/index.html") == []
-        run(tab, "document.querySelector('[value=two]').click(); document.getElementById('pv-p').focus()")
-        assert "Equality" in run(tab, "document.getElementById('pv-verdict').textContent")
-        press(tab, "Tab", 9)
-        assert run(tab, "document.activeElement.getAttribute('aria-valuenow')") == "-1.00"
-        press(tab, "ArrowRight", 39)
-        assert run(tab, "document.activeElement.getAttribute('aria-valuenow')") == "-0.95"
+        assert browser.visit(tab, f"{address}/index.html") == []
+        tab.locator("[value=two]").click()
+        tab.locator("#pv-p").focus()
+        assert "Equality" in text(tab, "verdict")
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.getAttribute('aria-valuenow')") == "-1.00"
+        tab.keyboard.press("ArrowRight")
+        assert tab.evaluate("document.activeElement.getAttribute('aria-valuenow')") == "-0.95"
         x = np.append(shapes(24)["two points"], -0.95)[1:]
         span, names = np.ptp(x), ["left", "right", "eq12", "eq14"]
-        shown = [float(run(tab, f"document.getElementById('pv-{name}').textContent")) for name in names]
+        shown = [float(text(tab, name)) for name in names]
         assert shown == pytest.approx([4 * x.var(), span**2, x.std() / span, x.std() / span**0.2], abs=0.0051)
