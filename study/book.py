@@ -32,12 +32,13 @@ from papermill.iorw import load_notebook_node
 from papermill.parameterize import parameterize_notebook
 from sphinx_external_toc.parsing import MalformedError, parse_toc_data
 
+from study import store
 from study.plain import read_yaml
 from study.report import results
 from study.report.claims import judge_all
 from study.report.comparison import read_claims
 from study.report.ledger import anchor
-from study.runs import ROOT, read_profile
+from study.runs import ROOT, Run, read_profile, tables
 
 BUILD = ROOT / "_build"
 PACKAGES = ("rnlib", "torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "jupyter-book")
@@ -246,6 +247,11 @@ def unpack(output: Path) -> None:
         page.write_text(text)
 
 
+def done(run: Run, table: str) -> bool:
+    """Whether a table of a run is there, or never will be, as training diverged."""
+    return (run.directory / f"{table}.csv").exists() or store.has_diverged(run)
+
+
 def build(profile: str, *, jobs: int, train: bool) -> Path:
     """All stages; returns the front page."""
     executed, last = BUILD / "chapters" / Path(profile).stem, 3 + train
@@ -254,6 +260,10 @@ def build(profile: str, *, jobs: int, train: bool) -> Path:
         with stage(f"[1/{last}] training and measuring what is missing") as show:
             options = ["--jobs", jobs, "--keep-going", "--rerun-incomplete", "--omit-from", "book"]
             run("snakemake", *options, "--config", f"profile={profile}", log="snakemake.log", show=show)
+            if lacks := [(one.directory, table) for one, table in tables(profile) if not done(one, table)]:
+                folder, table = lacks[0]
+                what = f"{len(lacks)} tables are still missing, such as {folder / table}.csv: start again"
+                raise RuntimeError(f"snakemake ended without an error, but {what}")
     with stage(f"[{last - 2}/{last}] executing {len(chapters())} chapters") as show:
         execute(chapters(), profile, executed=executed, jobs=jobs, show=show)
     with stage(f"[{last - 1}/{last}] checking the claims, putting the pages together"):

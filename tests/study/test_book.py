@@ -337,12 +337,17 @@ def test_claims_that_their_page_does_not_show_fail_the_build(monkeypatch):
         book.check_claims({"paper/two": showing("a", "ab")})
 
 
-def test_training_comes_first_where_it_is_asked_for(monkeypatch, capsys):
+def test_training_comes_first_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
     commands = []
     monkeypatch.setattr(book, "run", lambda *command, log, show: commands.append(command))
     for name in ("execute", "assemble", "unpack"):
         monkeypatch.setattr(book, name, lambda *arguments, **options: None)
     monkeypatch.setattr(book, "render", lambda *arguments, **options: None)
+    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path))
+    with pytest.raises(RuntimeError, match=r"ended without an error, but \d+ tables are still missing, such"):
+        book.build("quick", jobs=3, train=True)
+    capsys.readouterr()
+    monkeypatch.setattr(book, "done", lambda run, table: True)
     book.build("quick", jobs=3, train=True)
     assert commands[0][:3] == ("snakemake", "--jobs", 3)
     assert commands[0][-4:] == ("--omit-from", "book", "--config", "profile=quick")
