@@ -104,7 +104,7 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
     else:
         same = sum(one.direction == SAME for one in comparisons)
         said += f" on average (cells from {first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in"
-        said += f" {same} of {wanted}" + (
+        said += f" {same} of {len(ours)}" + (
             f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else ""
         )
     if not (theirs := [one.paper for one in comparisons if one.paper is not None]):
@@ -113,7 +113,7 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
     inside = sum(map(_inside, comparisons))
     if wanted == 1:
         return f"{said} lies {'within' if inside else 'outside'} the interval"
-    return f"{said} on average, its values within {inside} of {len(theirs)} intervals"
+    return f"{said} on average, {inside} of its {len(theirs)} values in our intervals"
 
 
 def judge_all(profile: str) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ RULED |= {rule.UNDECIDED: INCONCLUSIVE, rule.OPEN: UNTESTED}
 PAPER = {"natural": "the paper: 164", "adversarial": "the paper: 164, with 10 steps"}
 BUDGET = {"short": ". This was judged after short training, and says nothing of longer ones"}
 BUDGET |= {"any": ". This does not depend on the length of training", "matched": ""}
-NOISE = "Intervals of noise with batch statistics leave out the draw of the noise, which a batch shares."
+NOISE = "The noise was drawn once: intervals leave out what another draw would give."
 NOT_RUN = "not run"
 # The front page: a claim of the paper in words, its part in the ledger, and the claim that says the same of
 # the strongest attack, or what stands there without one.
@@ -83,7 +83,7 @@ def _told(part: Part) -> str:
         told += BUDGET[part.claim.budget]
     if part.short:
         shown = magnitude(part.short, part.wanted)
-        told += f". After {part.short[0].epochs} epochs: {shown}; this is no verdict"
+        told += f". After {part.short[0].epochs} epochs, too short for a verdict: {shown}"
     noisy = any(name("noise") in one.what for one in part.comparisons + part.short)
     return f"{told}. {NOISE}" if noisy else f"{told}."
 
@@ -139,12 +139,11 @@ def said(claim_id: str, profile: str, training: str) -> str:
     return told.partition(f", {SAME} in")[0]
 
 
-def yes_or_no(claim_id: str, profile: str, training: str) -> str:
-    """The verdict on a claim after a training as the first word of an answer: "yes", "in part", ..."""
+def tell(claim_id: str, profile: str, training: str, *words: str) -> str:
+    """What to say by the verdict on a claim: of five texts for yes, in part, no, unclear and untested."""
     part = _parts(claim_id, profile, training)[0]
-    known = (*WORDS[part.claim.kind], INCONCLUSIVE)
-    words = dict(zip(known, ("yes", "in part", "no", "unclear"), strict=True))
-    return words.get(part.direction, UNTESTED)
+    known = (*WORDS[part.claim.kind], INCONCLUSIVE, UNTESTED)
+    return dict(zip(known, words, strict=True))[part.direction]
 
 
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:

@@ -42,7 +42,7 @@ def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any
         text.append("**The `quick` profile judges claims about the networks in miniature, and no others.**")
     if missing:
         listed = "; ".join(f"{table} of {_of(run)}" for run, table in missing)
-        text.append(f"Pending, and shown nowhere below ({len(missing)}): {listed}. For example")
+        text.append(f"Still missing from this page ({len(missing)}): {listed}. To make the first:")
         text.append(f"```\n{command(*missing[0])}\n```")
     if over:
         text.append(f"Training diverged, so that there is nothing to measure: {'; '.join(map(_of, over))}.")
@@ -55,7 +55,7 @@ def _of(run: Run) -> str:
 
 def _measured(profile: str, rows: pd.DataFrame) -> str:
     if rows.empty:
-        return f"Nothing measured yet: the runs of profile `{profile}` that this page is about are pending."
+        return f"Of the runs of profile `{profile}` that this page asks for none is measured yet."
     epochs = rows.groupby("training", sort=False).epochs.max().items()
     trained = ", ".join(f"{int(number)} epochs of {training} training" for training, number in epochs)
     here = [run for run in grid(profile) if run.name in set(rows.run)]
@@ -106,8 +106,9 @@ def beside(profile: str, number: int, *experiments: str) -> pd.DataFrame:
         mean = rows.groupby("attack").accuracy.mean()
         line = {name(cell.attack): f"{cell.accuracy:.2f}" for cell in cells.itertuples()}
         line |= {name(one): f"{line[name(one)]} / {mean[one]:.1f}" for one in cells.attack if one in mean}
+        seeds = rows.seed.nunique()
         ran = [f"{name(run[0])}, {run[1]} epochs" for run, _ in rows.groupby(["data", "epochs"])]
-        line["ours"] = f"{'; '.join(ran)}, {rows.seed.nunique()} seeds" if ran else "not run here"
+        line["ours"] = f"{'; '.join(ran)}, {seeds} seed{'s' * (seeds > 1)}" if ran else "not run here"
         lines[name(place[0]), name(place[1]), place[2], SERIES[place[3], place[4]][0]] = line
     index = pd.MultiIndex.from_tuples(lines, names=["data", "network", "training", "norm"])
     return pd.DataFrame(list(lines.values()), index=index)

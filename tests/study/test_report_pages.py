@@ -14,7 +14,7 @@ def test_a_setting_names_budget_and_seeds_and_what_is_pending_with_its_command()
     text = pages.setting("book", norm="batch_norm", training="natural").data
     runs = chosen_runs("book", {"norm": ["batch_norm"], "training": ["natural"]})
     assert "Nothing measured yet" in text
-    assert f"Pending, and shown nowhere below ({len(runs)})" in text
+    assert f"Still missing from this page ({len(runs)})" in text
     assert f"papermill notebooks/workers/train.ipynb out.ipynb {runs[0].options}\n" in text
     evaluate(lambda run, mode, attack: 50.0, norm="batch_norm", training="natural", experiment="headline")
     text = pages.setting("book", norm=["batch_norm"], training="natural").data
