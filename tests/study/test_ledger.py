@@ -72,7 +72,7 @@ def test_the_ledger_shows_what_there_is_and_what_there_is_not():
     assert box.startswith(":::{admonition} ✓ Reproduced: The same BatchNorm network")
     assert "\n:class: tip dropdown\n:name: claim-table2-attacks\n" in box
     assert "- Natural training: **reproduced**. After 100 epochs (the paper: 164): +20.4 points" in box
-    assert "After 8 epochs: +20.4 points on average" in box
+    assert "After 8 epochs, too short for a verdict: +20.4 points on average" in box
     assert f"- Adversarial training: **{UNTESTED}**." in box
     assert ledger.NOISE in ledger.verdict("table2-noise", "book").data
     assert ledger.NOISE not in box
@@ -82,6 +82,10 @@ def test_the_ledger_shows_what_there_is_and_what_there_is_not():
     assert ledger.number("table2-attacks", "book", "natural") == "+20.4"
     assert ledger.number("table2-attacks", "book", "natural", paper=True) == "+20.4"
     assert ledger.said("table2-clean-cost", "book", "natural").startswith("+2.8 points (")
+    assert "as claimed" not in ledger.said("table2-attacks", "book", "natural")
+    words = "yes", "in part", "no", "unclear", "untested"
+    assert ledger.tell("table2-attacks", "book", "natural", *words) == "yes"
+    assert ledger.tell("table2-attacks", "book", "adversarial", *words) == "untested"
     table = ledger.comparisons("table2", "book")
     row = table.loc["table2-attacks", "Natural training, PGD"].iloc[0]
     assert (row.ours, row.paper, row.epochs, row.n, row.direction) == ("+18.8", "+18.8", 100, 1000, SAME)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("empty")
 def test_a_setting_names_budget_and_seeds_and_what_is_pending_with_its_command():
     text = pages.setting("book", norm="batch_norm", training="natural").data
     runs = chosen_runs("book", {"norm": ["batch_norm"], "training": ["natural"]})
-    assert "Nothing measured yet" in text
+    assert "none is measured yet" in text
     assert f"Still missing from this page ({len(runs)})" in text
     assert f"papermill notebooks/workers/train.ipynb out.ipynb {runs[0].options}\n" in text
     evaluate(lambda run, mode, attack: 50.0, norm="batch_norm", training="natural", experiment="headline")
@@ -95,7 +95,7 @@ def test_the_papers_table_has_ours_beside_and_says_what_ran():
     table = pages.beside("book", 4, "other_architectures")
     assert len(table) == 32
     row = table.loc["CIFAR-10", "VGG-11", "natural", "RobustNorm"]
-    assert (row["BIM"], row["ours"]) == ("48.69 / 50.0", "CIFAR-10 (JPEG), 4 epochs, 1 seeds")
+    assert (row["BIM"], row["ours"]) == ("48.69 / 50.0", "CIFAR-10 (JPEG), 4 epochs, 1 seed")
     row = table.loc["CIFAR-10", "VGG-11", "natural", "BatchNorm"]
     assert (row["BIM"], row["ours"]) == ("54.07", "not run here")
     assert set(pages.beside("book", 2)["ours"]) == {"not run here"}
