@@ -111,7 +111,13 @@ def refusal(action, *words, kinds=(ValueError, OSError), right=None):
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["programs"])
-NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
+NEEDS = {
+    "train": None,
+    "evaluations": "train",
+    "along_training": "train",
+    "attack": "train",
+    "fit_many": None,
+}
 SIGNALS = {
     "KILL": [signal.SIGKILL],
     "TERM": [signal.SIGTERM],
@@ -156,7 +162,7 @@ def content(folder):
         if path.suffix == ".csv":
             table = pd.read_csv(path).drop(columns=["seconds", "revision"], errors="ignore")
             found[name] = table.to_csv().encode()
-        elif path.name in ("files.json", "attack.pt"):
+        elif path.name in ("files.json", "attack.pt", "many0.pt", "many1.pt"):
             found[name] = b"there"
     return found
 

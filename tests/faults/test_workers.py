@@ -13,7 +13,7 @@ import pytest
 from harness import PROFILE, ROOT, SEED, SIGNALS, content
 
 from study import store
-from study.runs import make_run
+from study.runs import make_run, other_seed
 
 RUN = make_run(PROFILE)
 PROGRAMS = {
@@ -25,6 +25,7 @@ PROGRAMS = {
         f"profile={PROFILE}",
         "--",
         f"{{out}}/tiny/{RUN.name}/batch_size.csv",
+        f"{{out}}/tiny/{other_seed(RUN).name}/{store.WEIGHTS}",  # trained beside the other
     ],
 }
 
