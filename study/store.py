@@ -7,6 +7,7 @@ match its checksum is not used.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
 DIVERGED = "diverged.json"  # in place of weights: where training stopped being finite
 CHECKPOINT = "checkpoint.pt"  # only while a run is at work
 FILES = "files.json"
+CODE = re.compile(r"[<>|`{}\[\]$\\\n\r]|^[=+@-]")  # of a page, of a spreadsheet
 unfinished = "checkpoint-{}.pt".format  # what is measured so far of a table, only while a run is at work
 snapshot = "snapshot{}.safetensors".format  # the weights after an epoch of a run that keeps snapshots
 PROVENANCE = ("config_hash", "fingerprint", "rnlib", "revision", "torch", "device", "threads")
@@ -94,7 +96,7 @@ def _notes(directory: Path) -> dict[str, Any]:
         if own not in (None, {"sha256": _sha256(json.dumps(notes).encode())}):
             raise ValueError("its checksum is another")
         return notes
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         fix = "restore it (git checkout), or remove the folder, to make it again"
         raise DamagedFile(f"{path} was changed or damaged ({error}): {fix}") from error
 
@@ -118,9 +120,14 @@ def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A finished table with its provenance as columns; raises as :func:`check`."""
+    """A finished table with its provenance as columns; raises as :func:`check`, and for words of code."""
     rows, origin = _read(path, pd.read_csv)
-    return rows.assign(**origin)
+    rows = rows.assign(**origin)
+    words = {*rows.columns, *rows.select_dtypes(exclude=["number", "bool"]).stack().unique()}
+    if code := [word for word in words if CODE.search(str(word))]:
+        fix = "remove the folder, to make it again"
+        raise DamagedFile(f"{path} holds {code[0]!r:.99}, which a page or spreadsheet may run: {fix}")
+    return rows
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> tuple[Any, dict[str, Any]]:

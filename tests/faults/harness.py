@@ -5,16 +5,18 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import time
 import traceback
 import zipfile
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import psutil
+import pytest
 import torch
 import yaml
 
@@ -26,9 +28,7 @@ CASES = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
 PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
-REMEDY = (
-    "restore|remove|fetch|install|set |give|name |use |put |replace|resize|must|lower|make |mend|takes|known"
-)
+REMEDY = "restore|copy it|pack it|remove|fetch|install|set |give|name |use |put |replace|resize|must|lower|make |mend|takes|known"
 
 
 @cache
@@ -73,6 +73,24 @@ def damages(chance, content, text):
             "another digit",
             re.sub(rb"[0-8](?=\D*$)", lambda digit: bytes([digit[0][0] + 1]), content, count=1),
         )
+
+
+def mount(folder, *options):
+    return subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True
+    )
+
+
+@contextmanager
+def small_disk(folder, size):
+    """A file system of so many KiB; skips where one may not be mounted."""
+    folder.mkdir(exist_ok=True)
+    if os.name != "posix" or mount(folder, f"size={size}k").returncode:
+        pytest.skip("a file system of its own can be mounted by root on Linux only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
 
 
 def state(folder):

@@ -27,7 +27,7 @@ from torchvision import datasets
 import rnlib
 from rnlib import data
 from rnlib.files import read_idx, read_tensors
-from study import store, work
+from study import burst, store, work
 from study.networks import trained_model
 from study.runs import make_run
 
@@ -130,6 +130,15 @@ JSONS = {
     "a list": b"[]",
     "settings of no kind": b'{"settings": 3}',
 }
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 10**5, b"[]", b'{"weights.safetensors": 3}', b'{"files.json": 3}']
+)
+def test_a_list_of_files(folder, content):
+    run = make_run(PROFILE, experiment="two_epochs")
+    (run.directory / store.FILES).write_bytes(content)
+    refusal(lambda: trained_model(run), r"files\.json")
 
 
 @pytest.mark.parametrize("what", JSONS)
@@ -271,6 +280,20 @@ def test_a_bomb_of_numbers(tmp_path, monkeypatch, kind):
     refusal(lambda: read_idx(path), path.name, "more than 1 MiB")
     assert tracemalloc.get_traced_memory()[1] < 16 << 20
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["no archive", "a bomb", "a broken list"])
+def test_a_pack_of_results(tmp_path, monkeypatch, what):
+    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(burst, "LARGEST", 1 << 20)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("tiny/run/files.json", b"[" * 10**5 if "list" in what else bytes(2 << 20))
+    content = b"none" if what == "no archive" else file.getvalue()
+    (folder := tmp_path / "packed").mkdir()
+    (folder / f"pack-1of1-{hashlib.sha256(content).hexdigest()}").write_bytes(content)
+    refusal(lambda: burst.unpack(folder), "packed" if "list" not in what else "files.json")
+    assert not (tmp_path / "results").exists()
 
 
 # -- links and words

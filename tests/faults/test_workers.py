@@ -10,7 +10,7 @@ import time
 
 import psutil
 import pytest
-from harness import PROFILE, ROOT, SEED, SIGNALS, content
+from harness import PROFILE, ROOT, SEED, SIGNALS, content, small_disk
 
 from study import store
 from study.runs import make_run, other_seed
@@ -30,11 +30,11 @@ PROGRAMS = {
 }
 
 
-def start(name, out):
+def start(name, out, cwd=ROOT, **more):
     words = [word.format(out=out) for word in PROGRAMS[name]]
     words[0] = shutil.which(words[0], path=os.path.dirname(sys.executable))
-    env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | more
+    return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def ours(out):
@@ -92,3 +92,16 @@ def test_the_kernel_of_a_killed_papermill_ends(tmp_path):
     process.wait()
     psutil.wait_procs(ours(tmp_path), timeout=30)
     assert not ours(tmp_path)
+
+
+@pytest.mark.full
+def test_a_worker_without_home_or_room_for_temporary_files(whole, tmp_path):
+    """From a checkout behind a link, with results in a folder of a long name."""
+    out, link = tmp_path / ("Ünï çödé " * 14), tmp_path / "link"
+    out.mkdir()
+    link.symlink_to(ROOT)
+    with small_disk(tmp_path / "full", 16) as full:
+        (full / "all").write_bytes(bytes(shutil.disk_usage(full).free))
+        process = start("papermill", out, link, HOME="/proc/none", TMPDIR=str(full))
+        assert process.wait(600) == 0
+    assert content(out / "tiny") == content(whole["papermill"] / "tiny")
