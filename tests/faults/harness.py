@@ -28,7 +28,8 @@ CASES = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
 PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
-REMEDY = "restore|copy it|pack it|remove|fetch|install|set |give|name |use |put |replace|resize|must|lower|make |mend|takes|known"
+REMEDY = "restore|remove|fetch|copy it|pack it|install|set |give|name |use |put |replace|resize|mend|make "
+REMEDY += "|must|lower|takes|known"
 
 
 @cache
