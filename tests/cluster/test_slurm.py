@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -93,10 +94,11 @@ def test_a_job_that_meets_its_limit_goes_on_from_its_last_epoch(cluster, tmp_pat
     while not [*results.rglob("checkpoint.pt")] and time.monotonic() < deadline:
         time.sleep(0.01)
     kernels = [one for one in psutil.process_iter() if "ipykernel_launcher" in one.cmdline()]
-    for kernel in kernels:
-        if kernel.environ().get("RNLIB_RESULTS") == str(results):
-            kernel.suspend()
+    (kernel,) = [one for one in kernels if one.environ().get("RNLIB_RESULTS") == str(results)]
+    kernel.suspend()
     assert process.wait(900) != 0
+    with suppress(psutil.NoSuchProcess):  # it cannot see, stopped, that its parent has ended
+        kernel.kill()
     (checkpoint,) = results.rglob("checkpoint.pt")
     first = read_tensors(checkpoint)["history"]
     assert len(first) == 1

@@ -65,6 +65,7 @@ def program(name, folder, *moment):
         checkpoints = [path.with_suffix(".pt") for path in paths]
         fit_many(models, training_set(RUN), settings, checkpoints=checkpoints)
         for model, path in zip(models, paths, strict=True):
-            save_file(model.state_dict(), path.with_suffix(".safetensors"))
+            tensors = {key: one.contiguous() for key, one in model.state_dict().items()}
+            save_file(tensors, path.with_suffix(".safetensors"))
     else:
         work.measure_run(RUN, name)

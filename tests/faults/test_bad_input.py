@@ -93,6 +93,23 @@ def no_work(*what):
     raise AssertionError("work was done before the refusal")
 
 
+@pytest.mark.parametrize("how", ["gone", "a folder"])
+@pytest.mark.parametrize("file", [file for file in SOURCES if not file.endswith(".pt")])
+def test_a_result_that_is_no_file(folder, right, file, how):
+    """What only shows what was measured needs no more than that; a table is measured again."""
+    run = run_of(SOURCES[file])
+    (run.directory / file).unlink()
+    if how == "a folder":
+        (run.directory / file).mkdir()
+    report._joined.cache_clear()
+    report._outcomes.cache_clear()
+    for reader in READ_BY[file]:
+        words = file.split(".")[0]
+        if (file, how) in [("evaluations.csv", "gone"), ("diverged.json", "gone")]:
+            continue
+        refusal(partial(READERS[reader], run), words, right=right[file, reader])
+
+
 @pytest.mark.parametrize(("file", "damage"), DAMAGED)
 def test_a_damaged_result(folder, right, monkeypatch, file, damage):
     run = run_of(SOURCES[file])
