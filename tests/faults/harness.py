@@ -76,6 +76,15 @@ def damages(chance, content, text):
         )
 
 
+def cases(files, names):
+    """Pairs of a file and a damage, as pytest takes them; most bits are left to ``make faults``."""
+    return [
+        pytest.param(file, name, marks=pytest.mark.full if re.fullmatch(r"bit (\d\d|[5-9])", name) else [])
+        for file in files
+        for name in names(file)
+    ]
+
+
 def mount(folder, *options):
     return subprocess.run(
         ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from harness import SEED, damages, refusal
+from harness import SEED, cases, damages, refusal
 from PIL import Image
 
 from rnlib import data
@@ -64,8 +64,7 @@ def make(folder, kind):
     return path, load
 
 
-@pytest.mark.parametrize("damage", NAMES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "damage"), cases(KINDS, lambda kind: NAMES))
 @pytest.mark.filterwarnings("error:.*left out")
 def test_a_damaged_file_of_images(tmp_path, monkeypatch, kind, damage):
     monkeypatch.setenv("RNLIB_CACHE", str(tmp_path / "cache"))

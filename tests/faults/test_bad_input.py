@@ -5,7 +5,7 @@ import shutil
 from functools import partial
 
 import pytest
-from harness import PROFILE, SEED, damages, refusal, smaller, state
+from harness import PROFILE, SEED, cases, damages, refusal, smaller, state
 
 from study import store, work
 from study.networks import trained_model
@@ -62,7 +62,7 @@ READ_BY = {
 }
 NAMES = [name for name, _ in damages(random.Random(0), bytes(300) + b"\n1\n2\n", True)]
 BINARY = (".safetensors", ".npz", ".pt")
-DAMAGED = [(file, name) for file in SOURCES for name in (NAMES[:-6] if file.endswith(BINARY) else NAMES)]
+DAMAGED = cases(SOURCES, lambda file: NAMES[:-6] if file.endswith(BINARY) else NAMES)
 
 
 @pytest.fixture
