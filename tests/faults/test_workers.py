@@ -34,7 +34,13 @@ def start(name, out, cwd=ROOT, **more):
     words = [word.format(out=out) for word in PROGRAMS[name]]
     words[0] = shutil.which(words[0], path=os.path.dirname(sys.executable))
     env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | more
-    return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(words, cwd=cwd, env=env, preexec_fn=interruptible, **silent)
+
+
+def interruptible():
+    """A shell starts what is in its background deaf to Ctrl-C, and so all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ours(out):
