@@ -40,7 +40,8 @@ test-fast: $(DEV)  ## the tests that take no time, for while you work
 	pytest --numprocesses $(JOBS) --dist loadgroup -m "not slow"
 
 faults: $(DEV)  ## kill, fill, corrupt and attack the programs; the counts go to results/faults.csv
-	FAULTS=all FAULTS_SEED=$(FAULTS_SEED) FAULTS_COUNTS=results/faults.csv pytest tests/faults tests/cluster --numprocesses $(JOBS)
+	FAULTS=all FAULTS_SEED=$(FAULTS_SEED) FAULTS_COUNTS=results/faults.csv \
+	  pytest tests/faults tests/cluster --numprocesses $(JOBS) --dist loadgroup
 
 lint: $(DEV)  ## style and types
 	ruff check .

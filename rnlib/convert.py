@@ -109,7 +109,7 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
         else:
             new = make_norm(norm, **options)(old.num_features)
     except TypeError as error:
-        raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
+        raise ValueError(f"{norm} does not take these options: {options}, remove them ({error})") from error
     if isinstance(new, WeightNorm):
         fix = "build the network with it, for example rnlib.resnet(20, 'weight_norm')"
         raise ValueError(f"weight_norm changes the convolutions too and cannot be exchanged alone; {fix}")

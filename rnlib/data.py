@@ -5,20 +5,18 @@ They fit in memory (CIFAR 150 MB), so there is no loader process: a batch of 128
 cropped, mirrored and made float, takes 1.7 ms on one core (2017). The second half finds and reads files.
 """
 
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import tarfile
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from rnlib.files import read_tensors, write_tensors
+from rnlib.files import DAMAGES, Member, fetch, read_idx, read_pickle, read_tensors, unpacked, write_tensors
 
 # Mean and standard deviation per channel, for pixels in [0, 1], as the models' Normalize layer takes them.
 # The CIFAR row is that of the paper's released code, for CIFAR-100 too, and the unit of its eps; it averages
@@ -41,7 +39,6 @@ ARCHIVES = (".tar.xz", ".tar.gz", ".tgz", ".tar", ".zip")
 COMPRESSED = (".xz", ".gz", "")  # of IDX files
 LARGEST = 16 << 20  # bytes of an image
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm")
-DAMAGES = EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, tarfile.TarError, zipfile.BadZipFile
 _REPOSITORY_DATA = Path(__file__).resolve().parent.parent / "data"
 
 Split = tuple[Tensor, Tensor, tuple[str, ...]]  # images uint8 (N, C, H, W), labels int64 (N,), class names
@@ -197,19 +194,24 @@ def folders(root: str | Path | None) -> list[Path]:
 
 
 def _cifar(name: str, split: str, places: list[Path], download: bool) -> Split:
-    """The official CIFAR-10 or CIFAR-100; torchvision checks the md5 of each file before it unpickles it."""
+    """The official CIFAR-10 or CIFAR-100; torchvision knows where it is, and the md5 of each file."""
     from torchvision import datasets  # takes two seconds, and most jobs read files without it
 
     source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     folder = _first(places, source.base_folder)
     if folder is None and not download:
         raise _missing(name, f"the folder {source.base_folder}/ (unpacked from {source.filename})", places)
-    try:
-        stored = source(folder.parent if folder else places[0], train=split == "train", download=download)
-    except RuntimeError as error:
-        raise ValueError(f"{folder} holds other files than the official ones: fetch them again") from error
-    images = torch.from_numpy(stored.data).permute(0, 3, 1, 2).contiguous()
-    return images, torch.tensor(stored.targets), tuple(stored.classes)
+    if folder is None:
+        archive = fetch(source.url, places[0] / source.filename, source.tgz_md5)
+        with TemporaryDirectory(dir=places[0]) as unfinished, tarfile.open(archive) as tar:
+            tar.extractall(unfinished, filter="data")
+            folder = Path(unfinished, source.base_folder).rename(places[0] / source.base_folder)
+    listed = source.train_list if split == "train" else source.test_list
+    files = [*listed, (source.meta["filename"], source.meta["md5"])]
+    *parts, words = [read_pickle(folder / file, md5) for file, md5 in files]
+    images = np.concatenate([part["data"] for part in parts]).reshape(-1, 3, 32, 32)
+    labels = [label for part in parts for label in part.get("labels", part.get("fine_labels"))]
+    return torch.from_numpy(images), torch.tensor(labels), tuple(words[source.meta["key"]])
 
 
 def _cifar10_jpeg(split: str, places: list[Path], download: bool) -> Split:
@@ -236,10 +238,11 @@ def _fashion_mnist(split: str, places: list[Path], download: bool) -> Split:
         return _idx_folder(path.parent, split)
     if not download:
         raise _missing("fashion-mnist", "the *-ubyte.gz files in fashion-mnist/ or FashionMNIST/raw/", places)
-    from torchvision import datasets
+    from torchvision.datasets import FashionMNIST
 
-    datasets.FashionMNIST(places[0], download=True)
-    return _idx_folder(places[0] / "FashionMNIST" / "raw", split)
+    for file, md5 in reversed(FashionMNIST.resources):  # the last is the one that is looked for
+        fetch(f"{FashionMNIST.mirrors[0]}{file}", places[0] / "fashion-mnist" / file, md5)
+    return _idx_folder(places[0] / "fashion-mnist", split)
 
 
 def _first(places: list[Path], *names: str) -> Path | None:
@@ -274,20 +277,6 @@ def _idx_folder(folder: Path, split: str) -> Split:
     return tensors[0][:, None], tensors[1].long(), tuple(names.split(","))
 
 
-def read_idx(path: Path) -> Tensor:
-    """The uint8 array in an IDX file of MNIST-like sets, plain, gzip or xz; a ValueError where it is none."""
-    content = path.read_bytes()
-    try:
-        content = {b"\x1f\x8b": gzip.decompress, b"\xfd7": lzma.decompress}.get(content[:2], bytes)(content)
-        start = 4 + 4 * content[3]  # the fourth byte is the number of dimensions
-        if content[:3] != b"\0\0\x08":
-            raise ValueError(f"it starts with {content[:4]!r}")
-        shape = np.frombuffer(content[4:start], ">u4").tolist()
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
-    except (*DAMAGES, IndexError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no IDX file of bytes ({error}): fetch it again") from error
-
-
 def jpeg(images: Tensor) -> Tensor:
     """RGB images uint8 (N, 3, H, W) after JPEG compression as in cifar10-jpeg: quality 75, 4:2:0 chroma."""
     decoded = []
@@ -320,8 +309,8 @@ def decode(path: Path) -> tuple[dict[str, Split], str]:
     """Every image below `path` by split, grey if every one is, else RGB; and in words what was left out."""
     # By split, class, ... and what comes before; of a name that comes twice the last, as in unpacking.
     arrays: dict[tuple[tuple[str, ...], ...], np.ndarray] = {}
-    left_out: list[str] = []
     size: Any = None
+    left_out, count = "", 0  # the first, and how many: of an archive of millions of names none is kept
     try:
         for name, read in _files(path):
             parts, is_image = PurePosixPath(name).parts, name.lower().endswith(IMAGES)
@@ -333,10 +322,10 @@ def decode(path: Path) -> tuple[dict[str, Split], str]:
                     given = f"{name} has {array.shape[:2]} rows and columns, the first image {size}"
                     raise ValueError(f"{path}: {given}; all images must have one size: resize them first")
             elif (start >= 0 or is_image) and not hidden:
-                left_out.append(name)
+                left_out, count = left_out or name, count + 1
     except DAMAGES as error:
         raise ValueError(f"{path} is damaged or no tar/zip archive ({error}): fetch it again") from error
-    wanted = f"images are files (no links) train/<class>/... and test/<class>/... in {', '.join(IMAGES)}"
+    wanted = f"images must be files (no links) train/<class>/... and test/<class>/... in {', '.join(IMAGES)}"
     if not arrays:
         raise ValueError(f"{path} holds no image: {wanted}")
     classes = tuple(sorted({place[1] for place, _ in arrays}))
@@ -346,7 +335,7 @@ def decode(path: Path) -> tuple[dict[str, Split], str]:
             stacked = np.stack([np.broadcast_to(arrays[key], (*size, channels)) for key in keys])
             images = torch.from_numpy(stacked).permute(0, 3, 1, 2).contiguous()
             splits[split] = (images, torch.tensor([classes.index(place[1]) for place, _ in keys]), classes)
-    return splits, f"{len(left_out)} files are left out, as {left_out[0]}; {wanted}" if left_out else ""
+    return splits, f"{count} files are left out, as {left_out}; {wanted}" if count else ""
 
 
 def _pixels(name: str, opened: Callable[[], Any]) -> np.ndarray:
@@ -394,10 +383,12 @@ def _files(path: Path) -> Iterator[tuple[str, Callable[[], Any] | None]]:
         with zipfile.ZipFile(path) as zipped:
             yield from ((name, partial(zipped.open, name)) for name in zipped.namelist() if name[-1] != "/")
     else:
-        with tarfile.open(path) as tar:
+        with unpacked(path) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=Member) as tar:
             for member in (member for member in tar if not member.isdir()):
                 yield member.name, partial(tar.extractfile, member) if member.isfile() else None
                 tar.members.clear()  # type: ignore[attr-defined]  # else all of a long archive would be kept
+            while file.read(1 << 20):  # the checksum of what is compressed is at its end
+                pass
 
 
 def _cached(identity: str, make: Callable[[], Any]) -> Any:

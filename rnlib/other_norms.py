@@ -169,7 +169,7 @@ def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
     try:
         make(options.get("groups", 8))  # a number of channels that suits every norm
     except TypeError as error:
-        raise ValueError(f"{norm} does not take these options: {options} ({error})") from error
+        raise ValueError(f"{norm} does not take these options: {options}, remove them ({error})") from error
     return make
 
 

@@ -39,6 +39,7 @@ from study.report.claims import judge_all
 from study.report.comparison import read_claims
 from study.report.ledger import anchor
 from study.runs import ROOT, Run, read_profile, tables
+from study.whole import alone
 
 BUILD = ROOT / "_build"
 PACKAGES = ("rnlib", "torch", "torchvision", "numpy", "pandas", "matplotlib", "papermill", "jupyter-book")
@@ -253,7 +254,12 @@ def done(run: Run, table: str) -> bool:
 
 
 def build(profile: str, *, jobs: int, train: bool) -> Path:
-    """All stages; returns the front page."""
+    """All stages, by one process at a time; returns the front page."""
+    with alone(BUILD.resolve() / "html"):
+        return _build(profile, jobs=jobs, train=train)
+
+
+def _build(profile: str, *, jobs: int, train: bool) -> Path:
     executed, last = BUILD / "chapters" / Path(profile).stem, 3 + train
     shutil.rmtree(executed, ignore_errors=True)
     if train:

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ from study.networks import training_set
 from study.runs import ROOT, Run, grid, results_folder, tables
 from study.work import chosen_device, measure_run, train_run
 
-PART, RESERVE = 16 * 2**20, 8  # bytes; seconds for packing
+PART, LARGEST, RESERVE = 16 * 2**20, 2**32, 8  # bytes of a part, of what is unpacked; seconds for packing
 # Images/s of natural training of a ResNet-20: in each of four processes on an H100, on each core of a CPU.
 RATES = {"cuda": 16_600, "cpu": 600}
 ATTACK_STEP = 0.6  # what one costs, in steps of training
@@ -125,6 +126,26 @@ def pack(files: Iterable[Path], folder: Path) -> None:
         store.write(path, partial(Path.write_bytes, data=part))
 
 
+def _opened(content: io.BytesIO, folder: Path) -> zipfile.ZipFile:
+    """An archive that is one, and unpacks to no more than results have."""
+    try:
+        archive = zipfile.ZipFile(content)
+    except zipfile.BadZipFile as error:
+        raise store.DamagedFile(f"{folder} holds no pack ({error}): copy it again") from error
+    if (size := sum(info.file_size for info in archive.infolist())) > LARGEST:
+        raise ValueError(f"{folder} would unpack {size >> 20} MiB, it must be at most {LARGEST >> 20}")
+    return archive
+
+
+def _note(path: Path, listed: bytes) -> Any:
+    """What a packed list of files says of one."""
+    try:
+        note = json.loads(listed).get(path.name)
+        return note if note is None else {"provenance": None} | note
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise store.DamagedFile(f"{store.FILES} of {path.parent} is damaged: pack it again") from error
+
+
 def unpack(folder: Path) -> None:
     """Put what is packed in a folder into results/. All is checked before anything is written.
 
@@ -141,14 +162,14 @@ def unpack(folder: Path) -> None:
             raise store.DamagedFile(f"{path} was changed or damaged: copy it again")
     if not parts or {*parts} != {*range(1, int(count) + 1)}:
         raise store.DamagedFile(f"{folder} holds {len(parts)} parts, not all of one pack: copy them again")
-    with zipfile.ZipFile(io.BytesIO(b"".join(parts[number] for number in sorted(parts)))) as archive:
+    with _opened(io.BytesIO(b"".join(parts[number] for number in sorted(parts))), folder) as archive:
         for name in archive.namelist():
             found = re.fullmatch(r"([a-z]\w*)/(\w[\w.+-]*/\w[\w.+-]*)", name, re.ASCII)
             path = results_folder(found[1]).resolve() / found[2] if found else folder
             if path.resolve() != path or not found:
                 raise ValueError(f"{name!r} is packed, which is no file of a run in results/")
             files[path] = archive.read(name)
-    notes = {path: json.loads(files.get(path.with_name(store.FILES), b"{}")).get(path.name) for path in files}
+    notes = {path: _note(path, files.get(path.with_name(store.FILES), b"{}")) for path in files}
     notes |= {path: None for path in files if path.name == store.FILES}  # keep() notes each file anew
     for path, note in notes.items():
         if not (note or path.name == store.FILES or path.match("checkpoint*.pt")):

@@ -51,10 +51,17 @@ def conform(part: str, value: Any, where: str = "") -> None:
         _schema(part)(value)
     except fastjsonschema.JsonSchemaValueException as error:
         name, rule = ".".join(error.path[1:]) or f"the {part}", error.definition["description"]
-        what = f"{name} is {shorten(error.value)}, it must be"
-        if isinstance(error.value, dict):  # of which the names are wrong
-            what = f"{error.message.replace(str(error.name), name, 1)[:300]}, it must hold"
-        raise ValueError(f"{where}{what} {rule}") from error
+        what, known = (
+            f"{name} is {shorten(error.value)}, it must be {rule}",
+            error.definition.get("properties"),
+        )
+        if error.rule == "required":
+            missing = [key for key in error.definition["required"] if key not in error.value]
+            what = f"{name} lacks {', '.join(missing)}, it must hold {rule}"
+        if error.rule == "additionalProperties" and known:
+            unknown = ", ".join(str(key)[:99] for key in error.value if key not in known)
+            what = f"{name} holds {unknown}, which is unknown; known are {', '.join(known)}"
+        raise ValueError(f"{where}{what}") from error
     for name, one in value.items():
         if isinstance(one, float) and not math.isfinite(one):
             raise ValueError(f"{where}{name} is {one}, it must be a finite number")

@@ -32,7 +32,7 @@ BATCH_SIZE = 100  # of test images, wherever weights are measured
 
 def results_folder(profile: str) -> Path:
     """``results/<profile>`` of the repository, or ``<profile>`` in the folder RNLIB_RESULTS names."""
-    return Path(os.environ.get("RNLIB_RESULTS", ROOT / "results")) / Path(profile).stem
+    return Path(os.environ.get("RNLIB_RESULTS") or ROOT / "results").expanduser() / Path(profile).stem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ match its checksum is not used.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,6 +24,7 @@ WEIGHTS, HISTORY, CONFIG = "weights.safetensors", "history.csv", "config.json"
 DIVERGED = "diverged.json"  # in place of weights: where training stopped being finite
 CHECKPOINT = "checkpoint.pt"  # only while a run is at work
 FILES = "files.json"
+CODE = re.compile(r"[<>|`{}\[\]$\\\n\r]|^[=+@-]")  # of a page, of a spreadsheet
 unfinished = "checkpoint-{}.pt".format  # what is measured so far of a table, only while a run is at work
 snapshot = "snapshot{}.safetensors".format  # the weights after an epoch of a run that keeps snapshots
 PROVENANCE = ("config_hash", "fingerprint", "rnlib", "revision", "torch", "device", "threads")
@@ -70,7 +72,7 @@ def check(path: Path) -> dict[str, Any]:
 def _matching(path: Path, notes: dict[str, Any]) -> dict[str, Any] | None:
     """What is noted of a file as it is now, if it is there."""
     note = notes.get(path.name, {})
-    sha256 = checksum(path) if path.exists() else None
+    sha256 = checksum(path) if path.is_file() else None
     return next(
         (one for one in (note, note.get("before", {})) if sha256 and one.get("sha256") == sha256), None
     )
@@ -94,7 +96,7 @@ def _notes(directory: Path) -> dict[str, Any]:
         if own not in (None, {"sha256": _sha256(json.dumps(notes).encode())}):
             raise ValueError("its checksum is another")
         return notes
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError, IsADirectoryError) as error:
         fix = "restore it (git checkout), or remove the folder, to make it again"
         raise DamagedFile(f"{path} was changed or damaged ({error}): {fix}") from error
 
@@ -118,9 +120,14 @@ def keep_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """A finished table with its provenance as columns; raises as :func:`check`."""
+    """A finished table with its provenance as columns; raises as :func:`check`, and for words of code."""
     rows, origin = _read(path, pd.read_csv)
-    return rows.assign(**origin)
+    rows = rows.assign(**origin)
+    words = {*rows.columns, *rows.select_dtypes(exclude=["number", "bool"]).stack().unique()}
+    if code := [word for word in words if CODE.search(str(word))]:
+        fix = "remove the folder, to make it again"
+        raise DamagedFile(f"{path} holds {code[0]!r:.99}, which a page or spreadsheet may run: {fix}")
+    return rows
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> tuple[Any, dict[str, Any]]:
@@ -132,7 +139,7 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> tuple[Any, dict[str, Any
     try:
         return reader(path), origin
     except Exception as error:  # of a stranger's file a reader may raise anything
-        what = f"is listed, but not a file of this kind ({type(error).__name__})"
+        what = f"has the right checksum, but cannot be read as what it is ({type(error).__name__})"
         raise DamagedFile(f"{path} {what}: remove the folder, to make it again") from error
 
 
@@ -143,6 +150,9 @@ def read_config(run: Run) -> dict[str, Any]:
     """
     path = run.directory / CONFIG
     if not path.exists():
+        there = {name for name in _notes(path.parent) if (path.parent / name).exists() or name == CONFIG}
+        if len(there) > 1 and CONFIG in there:  # others were made after it, with nobody knows which settings
+            check(path)
         return {}
     here, defaults = (json.loads(json.dumps(values)) for values in (asdict(run), DEFAULTS))
     config, _ = _read(path, _settings)

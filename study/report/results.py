@@ -103,7 +103,9 @@ def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
     kept = _outcomes(path, path.stat().st_mtime_ns) if path.exists() else {}
     keys = list(kept)[row["row"] :] if name != "evaluations" else [f"{row['statistics']}/{row['attack']}"]
     if not keys or keys[0] not in kept:
-        raise ValueError(f"{row['run']} has {name}.csv, but the outcomes of its images are missing")
+        raise ValueError(
+            f"{row['run']} has {name}.csv, but the outcomes of its images are missing: remove it"
+        )
     return kept[keys[0]]
 
 

@@ -5,16 +5,18 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import time
 import traceback
 import zipfile
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import psutil
+import pytest
 import torch
 import yaml
 
@@ -26,9 +28,8 @@ CASES = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
 PROFILE = str(ROOT / "tests" / "study" / "tiny.yml")
 SEED = int(os.environ.get("FAULTS_SEED", "0"))
 OTHERS = {"html": b"<html><body>404 Not Found</body></html>\n", "text": b"run,accuracy\nanother,99.9\n"}
-REMEDY = (
-    "restore|remove|fetch|install|set |give|name |use |put |replace|resize|must|lower|make |mend|takes|known"
-)
+REMEDY = "restore|remove|fetch|copy it|pack it|install|set |give|name |use |put |replace|resize|mend|make "
+REMEDY += "|must|lower|takes|known"
 
 
 @cache
@@ -75,6 +76,33 @@ def damages(chance, content, text):
         )
 
 
+def cases(files, names):
+    """Pairs of a file and a damage, as pytest takes them; most bits are left to ``make faults``."""
+    return [
+        pytest.param(file, name, marks=pytest.mark.full if re.fullmatch(r"bit (\d\d|[5-9])", name) else [])
+        for file in files
+        for name in names(file)
+    ]
+
+
+def mount(folder, *options):
+    return subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True
+    )
+
+
+@contextmanager
+def small_disk(folder, size):
+    """A file system of so many KiB; skips where one may not be mounted."""
+    folder.mkdir(exist_ok=True)
+    if os.name != "posix" or mount(folder, f"size={size}k").returncode:
+        pytest.skip("a file system of its own can be mounted by root on Linux only")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
 def state(folder):
     """What a folder holds, to the last byte."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -111,7 +139,13 @@ def refusal(action, *words, kinds=(ValueError, OSError), right=None):
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["programs"])
-NEEDS = {"train": None, "evaluations": "train", "along_training": "train", "attack": "train"}
+NEEDS = {
+    "train": None,
+    "evaluations": "train",
+    "along_training": "train",
+    "attack": "train",
+    "fit_many": None,
+}
 SIGNALS = {
     "KILL": [signal.SIGKILL],
     "TERM": [signal.SIGTERM],
@@ -156,7 +190,7 @@ def content(folder):
         if path.suffix == ".csv":
             table = pd.read_csv(path).drop(columns=["seconds", "revision"], errors="ignore")
             found[name] = table.to_csv().encode()
-        elif path.name in ("files.json", "attack.pt"):
+        elif path.name in ("files.json", "attack.pt", "many0.pt", "many1.pt"):
             found[name] = b"there"
     return found
 

@@ -10,10 +10,10 @@ import torch._dynamo  # which an optimiser imports at its first step: here once 
 from harness import PROFILE, small, smaller
 from safetensors.torch import save_file
 
-from rnlib import strongest
+from rnlib import fit_many, strongest
 from rnlib.audit import Budget
 from study import work
-from study.networks import test_set, trained_model
+from study.networks import new_model, test_set, trained_model, training_set, training_settings
 from study.runs import make_run
 
 RUN = make_run(PROFILE, experiment="two_epochs")
@@ -58,5 +58,14 @@ def program(name, folder, *moment):
             trained_model(RUN), x, y, 0.1, budget=budget, progress=True, generator=chance, checkpoint=path
         )
         save_file({"images": found.images.contiguous()}, Path(folder) / "found.safetensors")
+    elif name == "fit_many":
+        runs = [RUN, make_run(PROFILE, experiment="two_epochs", seed=1)]
+        models, settings = [new_model(run) for run in runs], [training_settings(run) for run in runs]
+        paths = [Path(folder) / f"many{i}" for i in range(2)]
+        checkpoints = [path.with_suffix(".pt") for path in paths]
+        fit_many(models, training_set(RUN), settings, checkpoints=checkpoints)
+        for model, path in zip(models, paths, strict=True):
+            tensors = {key: one.contiguous() for key, one in model.state_dict().items()}
+            save_file(tensors, path.with_suffix(".safetensors"))
     else:
         work.measure_run(RUN, name)

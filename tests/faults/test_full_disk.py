@@ -7,35 +7,16 @@ import os
 import shutil
 import subprocess
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
-from harness import PROFILE, content, refusal, smaller, state
+from harness import PROFILE, content, mount, refusal, small_disk, smaller, state
 
 from rnlib import data, files
 from study import store, work
 from study.runs import make_run
 
 RUN = {"experiment": "two_epochs"}
-
-
-def mount(folder, *options):
-    return subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", ",".join(options), "tmpfs", folder], capture_output=True
-    )
-
-
-@contextmanager
-def small_disk(folder, size):
-    """A file system of so many KiB; skips where one may not be mounted."""
-    folder.mkdir(exist_ok=True)
-    if os.name != "posix" or mount(folder, f"size={size}k").returncode:
-        pytest.skip("a file system of its own can be mounted by root on Linux only")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def do(name):

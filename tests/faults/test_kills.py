@@ -13,7 +13,7 @@ import psutil
 import pytest
 from harness import NEEDS, SEED, SIGNALS, content, ended, started, worked
 
-RENAMINGS = {"train": 12, "evaluations": 8, "along_training": 8, "attack": 3}
+RENAMINGS = {"train": 12, "evaluations": 8, "along_training": 8, "attack": 3, "fit_many": 4}
 
 
 def finished(name, folder, right):

@@ -2,15 +2,16 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 
 import pytest
-from harness import NEEDS, PROFILE, ROOT, content, ended, smaller, started
+from harness import NEEDS, PROFILE, ROOT, content, ended, smaller, started, worked
 
-from study import store, whole, work
+from study import book, store, whole, work
 from study.runs import make_run, tables
 
 
@@ -22,6 +23,42 @@ def test_two_processes_end_with_the_files_of_one(undisturbed, tmp_path, name):
     first, second = started(name, folder), started(name, folder)
     assert (ended(first), ended(second)) == (0, 0)
     assert content(folder) == content(after[name])
+
+
+def test_one_that_waits_goes_on_where_the_first_is_killed(undisturbed, tmp_path):
+    before, after, took = undisturbed
+    folder = tmp_path / "results"
+    shutil.copytree(before["train"], folder)
+    first = started("train", folder)
+    worked(first, 0.2 * took["train"])
+    second = started("train", folder)
+    worked(first, 0.7 * took["train"])
+    first.kill()
+    assert ended(first) == -signal.SIGKILL, "it was done already"
+    assert ended(second) == 0
+    assert content(folder) == content(after["train"])
+
+
+def test_two_builds_of_the_book_take_turns(tmp_path, monkeypatch, capsys):
+    inside, most = [], []
+
+    def building(profile, *, jobs, train):
+        inside.append(profile)
+        most.append(len(inside))
+        time.sleep(0.3)
+        inside.remove(profile)
+
+    monkeypatch.setattr(book, "_build", building)
+    monkeypatch.setattr(book, "BUILD", tmp_path)
+    threads = [
+        threading.Thread(target=book.build, args=(name,), kwargs={"jobs": 1, "train": False}) for name in "ab"
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1]
+    assert f"html is being made by process {os.getpid()} on " in capsys.readouterr().err
 
 
 def test_the_second_waits_and_says_for_whom(tmp_path, monkeypatch, capsys):

@@ -1,7 +1,10 @@
 """Files, names and words from strangers: nothing runs, nothing is written outside its folder."""
 
+import gzip
+import hashlib
 import io
 import json
+import lzma
 import os
 import pickle
 import shutil
@@ -23,8 +26,8 @@ from torchvision import datasets
 
 import rnlib
 from rnlib import data
-from rnlib.files import read_tensors
-from study import store, work
+from rnlib.files import read_idx, read_tensors
+from study import burst, store, work
 from study.networks import trained_model
 from study.runs import make_run
 
@@ -129,6 +132,15 @@ JSONS = {
 }
 
 
+@pytest.mark.parametrize(
+    "content", [b"[" * 10**5, b"[]", b'{"weights.safetensors": 3}', b'{"files.json": 3}']
+)
+def test_a_list_of_files(folder, content):
+    run = make_run(PROFILE, experiment="two_epochs")
+    (run.directory / store.FILES).write_bytes(content)
+    refusal(lambda: trained_model(run), r"files\.json")
+
+
 @pytest.mark.parametrize("what", JSONS)
 def test_settings(folder, what):
     run = make_run(PROFILE, experiment="two_epochs")
@@ -222,16 +234,66 @@ def test_a_name_of_a_class_is_text(tmp_path, name):
     assert "b" in data.load(str(path)).classes
 
 
-@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
-def test_official_files_with_a_pickle(tmp_path, file):
-    folder = tmp_path / "in" / "cifar-10-batches-py"
+@pytest.mark.parametrize("official", [False, True], ids=["another md5", "the md5 of the official file"])
+@pytest.mark.parametrize("kind", ["plain", "protocol 0", "a global", "numpy"])
+@pytest.mark.parametrize("file", ["data_batch_1", "test_batch", "batches.meta"])
+def test_official_files_with_a_pickle(tmp_path, monkeypatch, file, kind, official):
+    folder, right = tmp_path / "in" / "cifar-10-batches-py", {}
     folder.mkdir(parents=True)
-    for name, _ in [*datasets.CIFAR10.train_list, *datasets.CIFAR10.test_list, ("batches.meta", 0)]:
-        (folder / name).write_bytes(pickle.dumps(Hostile()))
-    refusal(
-        lambda: data.load("cifar10", "test" if "test" in file else "train", root=tmp_path / "in"),
-        "cifar-10-batches-py",
-    )
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        batch = {"data": np.zeros((1, 3072), np.uint8), "labels": [0], "label_names": ["a"]}
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=4))
+        if name == file:
+            PICKLES[kind](folder / name)
+        right[name] = hashlib.md5((folder / name).read_bytes()).hexdigest()
+    if official:
+        for listed, name in (("train_list", "data_batch_1"), ("test_list", "test_batch")):
+            monkeypatch.setattr(datasets.CIFAR10, listed, [(name, right[name])])
+        meta = datasets.CIFAR10.meta | {"md5": right["batches.meta"]}
+        monkeypatch.setattr(datasets.CIFAR10, "meta", meta)
+    split = "test" if "test" in file else "train"
+    words = [file, "it asks for"] if official else ["cifar-10-batches-py", "checksum"]
+    refusal(lambda: data.load("cifar10", split, root=tmp_path / "in"), *words)
+
+
+def test_an_archive_of_very_many_members(tmp_path):
+    """Names are counted, not kept."""
+    path, peaks = tmp_path / "images.tar.gz", []
+    for count in (2_000, 20_000):
+        member = tarfile.TarInfo("train/a/" + "x" * 80)
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(member.tobuf() * count + bytes(1024))
+        tracemalloc.start()
+        refusal(lambda: data.load(str(path)), path.name, "holds no image")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + (1 << 20)
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_a_bomb_of_numbers(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("rnlib.files.LARGEST", 1 << 20)
+    path = tmp_path / f"train-images-idx3-ubyte.{kind}"
+    with {"gz": gzip, "xz": lzma}[kind].open(path, "wb") as file:
+        file.write(bytes(24 << 20))
+    tracemalloc.start()
+    refusal(lambda: read_idx(path), path.name, "more than 1 MiB")
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("what", ["no archive", "a bomb", "a broken list"])
+def test_a_pack_of_results(tmp_path, monkeypatch, what):
+    monkeypatch.setenv("RNLIB_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(burst, "LARGEST", 1 << 20)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as zipped:
+        zipped.writestr("tiny/run/files.json", b"[" * 10**5 if "list" in what else bytes(2 << 20))
+    content = b"none" if what == "no archive" else file.getvalue()
+    (folder := tmp_path / "packed").mkdir()
+    (folder / f"pack-1of1-{hashlib.sha256(content).hexdigest()}").write_bytes(content)
+    refusal(lambda: burst.unpack(folder), "packed" if "list" not in what else "files.json")
+    assert not (tmp_path / "results").exists()
 
 
 # -- links and words

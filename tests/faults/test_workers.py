@@ -10,10 +10,10 @@ import time
 
 import psutil
 import pytest
-from harness import PROFILE, ROOT, SEED, SIGNALS, content
+from harness import PROFILE, ROOT, SEED, SIGNALS, content, small_disk
 
 from study import store
-from study.runs import make_run
+from study.runs import make_run, other_seed
 
 RUN = make_run(PROFILE)
 PROGRAMS = {
@@ -25,15 +25,22 @@ PROGRAMS = {
         f"profile={PROFILE}",
         "--",
         f"{{out}}/tiny/{RUN.name}/batch_size.csv",
+        f"{{out}}/tiny/{other_seed(RUN).name}/{store.WEIGHTS}",  # trained beside the other
     ],
 }
 
 
-def start(name, out):
+def start(name, out, cwd=ROOT, **more):
     words = [word.format(out=out) for word in PROGRAMS[name]]
     words[0] = shutil.which(words[0], path=os.path.dirname(sys.executable))
-    env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | more
+    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(words, cwd=cwd, env=env, preexec_fn=interruptible, **silent)
+
+
+def interruptible():
+    """A shell starts what is in its background deaf to Ctrl-C, and so all that this starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ours(out):
@@ -91,3 +98,16 @@ def test_the_kernel_of_a_killed_papermill_ends(tmp_path):
     process.wait()
     psutil.wait_procs(ours(tmp_path), timeout=30)
     assert not ours(tmp_path)
+
+
+@pytest.mark.full
+def test_a_worker_without_home_or_room_for_temporary_files(whole, tmp_path):
+    """From a checkout behind a link, with results in a folder of a long name."""
+    out, link = tmp_path / ("Ünï çödé " * 14), tmp_path / "link"
+    out.mkdir()
+    link.symlink_to(ROOT)
+    with small_disk(tmp_path / "full", 16) as full:
+        (full / "all").write_bytes(bytes(shutil.disk_usage(full).free))
+        process = start("papermill", out, link, HOME="/proc/none", TMPDIR=str(full))
+        assert process.wait(600) == 0
+    assert content(out / "tiny") == content(whole["papermill"] / "tiny")

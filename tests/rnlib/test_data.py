@@ -301,7 +301,7 @@ def test_loads_at_the_same_time_agree(tmp_path):
             r"train/a/1.png has \(4, 5\) rows and columns.*\(4, 4\)",
         ),
         ({"train/a/0.png": b"no image"}, "train/a/0.png cannot be read"),
-        ({"train/0.png": png(1)}, "holds no image: images are files .* train/<class>"),
+        ({"train/0.png": png(1)}, "holds no image: images must be files .* train/<class>"),
     ],
 )
 def test_bad_trees_say_what_is_wrong(tmp_path, files, message):

@@ -7,6 +7,7 @@ import lzma
 import pickle
 import runpy
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ def write_cifar(monkeypatch, place, name):
     picture = np.stack([red, red.T, np.full_like(red, 90)])  # smooth, as JPEG likes it
 
     def write(file, content):
-        (folder / file).write_bytes(pickle.dumps(content))
+        (folder / file).write_bytes(pickle.dumps(content, protocol=4))
         return hashlib.md5((folder / file).read_bytes()).hexdigest()
 
     for attribute in ("train_list", "test_list"):
@@ -56,7 +57,7 @@ def write_cifar(monkeypatch, place, name):
 @pytest.mark.parametrize(("name", "count"), [("cifar10", 10), ("cifar100", 2)])
 def test_official_cifar(tmp_path, monkeypatch, name, count):
     folder, picture = write_cifar(monkeypatch, tmp_path / "in", name)
-    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: pytest.fail("the network was asked"))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *what, **how: pytest.fail("the network was asked"))
     monkeypatch.setenv("RNLIB_DATA", str(tmp_path / "in"))
     train, test = data.load(name), data.load(name, "test")
     assert train.images.shape == (count, 3, 32, 32)
@@ -67,7 +68,7 @@ def test_official_cifar(tmp_path, monkeypatch, name, count):
     assert test.images.shape == (2, 3, 32, 32)
     for file in folder.iterdir():  # a changed file is not unpickled
         file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(ValueError, match="other files than the official ones"):
+    with pytest.raises(ValueError, match=r"is not the official file.*checksum"):
         data.load(name)
 
 
@@ -92,22 +93,60 @@ def test_jpeg_is_quality_75_with_halved_chroma():
     assert np.array_equal(data.jpeg(images)[1].permute(1, 2, 0).numpy(), expected)
 
 
-def test_download_goes_to_the_first_folder(tmp_path, monkeypatch):
-    def download(self):
-        target = tmp_path / "in" / "FashionMNIST" / "raw"
-        target.mkdir(parents=True)
-        for file in SAMPLE.glob("*.xz"):  # torchvision unpacks what it fetches
-            (target / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
+@pytest.fixture
+def web(monkeypatch):
+    """Answers by the end of an address, in place of the network; ``url`` is where a request ends."""
+    answers = {}
 
-    monkeypatch.setattr(datasets.FashionMNIST, "download", download)
+    def urlopen(url, timeout):
+        content = answers[url.rpartition("/")[2]]
+        answer = io.BytesIO(content)
+        answer.url, answer.length = answers.get("url", url), len(content)
+        return answer
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    return answers
+
+
+def test_download_goes_to_the_first_folder(tmp_path, monkeypatch, web):
+    files = {path.stem: gzip.compress(lzma.decompress(path.read_bytes())) for path in SAMPLE.glob("*.xz")}
+    web.update({f"{name}.gz": content for name, content in files.items()})
+    listed = [[f"{name}.gz", hashlib.md5(content).hexdigest()] for name, content in files.items()]
+    monkeypatch.setattr(datasets.FashionMNIST, "resources", listed)
     assert len(data.load("fashion-mnist", "test", root=tmp_path / "in", download=True)) == 1000
+    web.clear()
     assert len(data.load("fashion-mnist", "test", root=tmp_path / "in")) == 1000
 
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            datasets.CIFAR10, "download", lambda self: write_cifar(monkeypatch, Path(self.root), "cifar10")
-        )
-        assert len(data.load("cifar10", "test", root=tmp_path / "new", download=True)) == 2
+    folder, _ = write_cifar(monkeypatch, tmp_path / "made", "cifar10")
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as tar:
+        tar.add(folder, folder.name)
+    web["cifar-10-python.tar.gz"] = (tmp_path / "cifar.tar.gz").read_bytes()
+    md5 = hashlib.md5(web["cifar-10-python.tar.gz"]).hexdigest()
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", md5)
+    assert len(data.load("cifar10", "test", root=tmp_path / "new", download=True)) == 2
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [
+        folder.name,
+        "cifar-10-python.tar.gz",
+    ]
+
+
+@pytest.mark.parametrize("what", ["another", "too large", "another scheme"])
+@pytest.mark.parametrize("name", ["cifar10", "fashion-mnist"])
+def test_a_download_that_is_not_the_official_file_is_not_kept(tmp_path, monkeypatch, web, name, what):
+    if what == "too large":
+        monkeypatch.setattr("rnlib.files.LARGEST", 99)
+    if what == "another scheme":
+        web["url"] = "ftp://elsewhere/x"
+    names = ["cifar-10-python.tar.gz", *(file for file, _ in datasets.FashionMNIST.resources)]
+    web.update(dict.fromkeys(names, bytes(10**7)))
+    said = {"another": "checksum", "too large": "more than|checksum", "another scheme": "ftp://elsewhere"}[
+        what
+    ]
+    with pytest.raises(OSError, match=rf"http.*{said}"):
+        data.load(name, root=tmp_path / "in", download=True)
+    assert not [path for path in (tmp_path / "in").rglob("*") if path.is_file()]
+    with pytest.raises(FileNotFoundError):
+        data.load(name, root=tmp_path / "in")
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,17 @@ from study.runs import (
     make_run,
     other_seed,
     read_profile,
+    results_folder,
     tables,
 )
 
 PROFILE = str(Path(__file__).with_name("tiny.yml"))
+
+
+def test_the_folder_of_results_is_named_by_the_environment(monkeypatch, tmp_path):
+    for value, folder in {"": ROOT / "results", "~/x": Path.home() / "x", str(tmp_path): tmp_path}.items():
+        monkeypatch.setenv("RNLIB_RESULTS", value)  # an empty one is none: else this were the folder book/
+        assert results_folder("book") == folder / "book"
 
 
 def test_what_reads_results_needs_no_torch():

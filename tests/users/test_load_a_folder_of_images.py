@@ -172,7 +172,9 @@ def test_what_is_left_out_is_counted_each_time(tmp_path):
     hidden = {"train/a/._0.png": b"", "train/a/.DS_Store": b"", "README.md": b""}
     root = folder(tmp_path / "set", content | left_out | hidden)
     for _ in range(2):  # decoded, and from the cache
-        with pytest.warns(UserWarning, match=r"set: 4 files are left out, as train/1\.png; images are files"):
+        with pytest.warns(
+            UserWarning, match=r"set: 4 files are left out, as train/1\.png; images must be files"
+        ):
             assert len(load(root)) == 2
 
 
