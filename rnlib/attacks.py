@@ -1,8 +1,7 @@
 """Attacks on image classifiers, each a frozen dataclass that is called as ``x_adv = attack(model, x, y)``.
 
-The loss is summed over the batch and fooled images stay in it: under batch statistics the images attack
-together, and best versions of images (restarts, Carlini-Wagner) form a batch with other statistics than they
-were chosen under: judge the returned batch as a whole, as :func:`success` does.
+The loss is summed over the batch: under batch statistics the images attack together, and best versions of
+images (restarts, Carlini-Wagner) form another batch: judge it as a whole, as :func:`success` does.
 """
 
 import math
@@ -14,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from rnlib.data import STATISTICS
-from rnlib.statistics import borrowed, check_batch, check_count, check_pixels, check_size, logits_of, wide
+from rnlib.statistics import (
+    borrowed,
+    check_batch,
+    check_count,
+    check_pixels,
+    check_size,
+    class_logits,
+    logits_of,
+    wide,
+)
 
 Pixels = float | tuple[float, ...]  # in pixel units: one for all channels, or one per channel
 Generator = torch.Generator | None
@@ -55,15 +63,12 @@ class Task:
     """What an attack asks of the model about one batch. Larger is better for the attacker, targeted too."""
 
     def __init__(self, model: nn.Module, y: Tensor, classes: int, loss: str, targeted: bool):
-        self.model, self.y, self.classes = model, y.long(), max(2, classes)
+        self.model, self.y, self.classes = model, y.long(), classes
         self.per_image, self.sign = LOSSES[loss], -1 if targeted else 1
 
     def logits(self, x: Tensor) -> Tensor:
         """The model's answer (N, classes), checked without waiting for the device."""
-        logits, n, least = logits_of(self.model(x)), len(self.y), self.classes
-        if logits.ndim != 2 or len(logits) != n or logits.shape[1] < least:
-            need = f"{n} images with labels up to {least - 1} need ({n}, >= {least})"
-            raise ValueError(f"the model's answer has shape {tuple(logits.shape)}, but {need}")
+        logits = class_logits(self.model, x, len(self.y), self.classes)
         if x.requires_grad and not logits.requires_grad:
             fix = "look for detach, no_grad or argmax in its forward"
             raise ValueError(f"the model's answer is no differentiable function of the images: {fix}")
@@ -214,7 +219,7 @@ class _GradientAttack(Attack):
     l2 = False
 
     def __post_init__(self) -> None:
-        check_pixels("eps", self.eps)
+        check_pixels("eps", self.eps, math.inf if self.l2 else 1)
         if self.loss not in LOSSES:
             raise ValueError(f"loss is {self.loss!r}, it must be one of: {', '.join(LOSSES)}")
 
@@ -254,7 +259,8 @@ class BIM(_GradientAttack):
         super().__post_init__()
         check_count("steps", self.steps)
         check_count("restarts", self.restarts)
-        check_pixels("step_size", 0.0 if self.step_size is None else self.step_size)
+        step = 0.0 if self.step_size is None else self.step_size
+        check_pixels("step_size", step, math.inf if self.l2 else 1)
         if self.restarts > 1 and not self.random_start:
             fix = "set random_start=True or restarts=1"
             raise ValueError(f"restarts is {self.restarts}, but without random_start all runs are one: {fix}")

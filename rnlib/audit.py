@@ -1,7 +1,4 @@
-"""How much answers depend on the other images of a batch, and the strongest attack known here on a batch.
-
-The attack is an ensemble, of which whole batches are judged; the audit asks it and others.
-"""
+"""How much answers depend on the other images of a batch, and the strongest attack known here on a batch."""
 
 import copy
 import hashlib
@@ -20,21 +17,27 @@ from tqdm import tqdm
 from rnlib.attacks import PGD, Attack, Generator, Pixels, Task, column, success
 from rnlib.convert import convert_norms
 from rnlib.data import Dataset, test_order
-from rnlib.evaluate import Images, measure, stream
+from rnlib.evaluate import Images, check_attack, measure, stream
 from rnlib.files import read_tensors, write_tensors
 from rnlib.norms import is_native
 from rnlib.statistics import (
     Detached,
     borrowed,
     check_batch,
+    check_count,
     check_kind,
-    evaluation_mode,
+    class_logits,
+    evaluating,
     frozen,
     logits_of,
     statistics_modes,
-    use_statistics,
+    warn_if_unfilled,
 )
 from rnlib.strong_attacks import APGD, FPA, GMSA, Square, rank
+
+
+def percent(right: Tensor) -> float:
+    return 100 * int(right.sum()) / len(right)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class Budget:
     queries: int = 100
     restarts: int = 1
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            check_count(name, value)
+
 
 BUDGETS = {"quick": Budget(10, 2, 20), "book": Budget(), "five times": Budget(200, 4, 500)}
 
@@ -54,9 +61,8 @@ BUDGETS = {"quick": Budget(10, 2, 20), "book": Budget(), "five times": Budget(20
 class Strongest:
     """The adversarial images (N, C, H, W), which are still correct (N,), and the attack that they are from.
 
-    ``image_wise``: which no attack fools in its own batch (N,), as AutoAttack counts; ``assembled``: which
-    are correct of the worst versions of all images, judged again in one batch (N,). ``accuracies``: of the
-    whole batch under each attack, in percent. ``cost``: their forward and backward passes at most.
+    ``image_wise``, ``assembled``: (N,), which are correct as :class:`Robustness` counts. ``accuracies``: of
+    the whole batch under each attack, in percent. ``cost``: their forward and backward passes at most.
     """
 
     images: Tensor
@@ -86,8 +92,8 @@ def strongest(
     Where an image's answer depends on the others (Chen et al., 2022; Croce et al., 2022): four losses through
     the statistics; statistics taken as given at each step; FPA; GMSA; transfer from statistics frozen at the
     tracked ones, the clean batch, and other ``sources``; Square. Else APGD on cross-entropy and targeted DLR,
-    and Square. Batches are judged as wholes by the model as it is; of equal ones that of larger mean margin
-    wins. Last, images of several attacks are put together, and kept if that batch, judged again, is lower.
+    and Square. Batches are judged as wholes by the model as it is, of equal ones that of larger mean margin
+    wins; last, images of several attacks are put together, and kept if that batch, judged again, is lower.
 
     Args:
         model, x, y, eps, generator: as for :class:`APGD`; x is (N, C, H, W).
@@ -96,14 +102,11 @@ def strongest(
         progress: say what it will cost before it starts, and where it is.
         checkpoint: file that keeps what is done for this batch, to go on after an interruption.
 
-    Raises:
-        TypeError, ValueError: as attacks do; native batch norms in training mode (:func:`rnlib.convert_norms`
-            helps); a checkpoint of another batch, model or budget.
+    Raises TypeError or ValueError as attacks do; for native batch norms that answer by the batch
+    (:func:`rnlib.convert_norms` helps), and a checkpoint of another batch, model or budget.
     """
     classes = check_batch(model, x, y)
-    if isinstance(budget, str) and budget not in BUDGETS:
-        raise ValueError(f"budget is {budget!r}, it must be a Budget or one of: {', '.join(BUDGETS)}")
-    plan = _plan(model, x, eps, BUDGETS[budget] if isinstance(budget, str) else budget, sources or {})
+    plan = _plan(model, x, eps, _budget(budget), sources or {})
     cost = sum(entry[2] for entry in plan.values()), sum(entry[3] for entry in plan.values())
     seed = torch.randint(2**40, (1,), generator=generator, device=generator.device if generator else None)
     done: dict[str, Any] = {"seed": int(seed), "images": {}}
@@ -145,9 +148,11 @@ def strongest(
     return Strongest(best, ~fooled, ~lost, ~again[0][0], winner, accuracies, cost)
 
 
-def percent(right: Tensor) -> float:
-    """How many of all (n,)."""
-    return 100 * int(right.sum()) / len(right)
+def _budget(budget: str | Budget) -> Budget:
+    found = BUDGETS.get(budget) if isinstance(budget, str) else budget
+    if not isinstance(found, Budget):
+        raise ValueError(f"budget is {budget!r}, it must be a Budget or one of: {', '.join(BUDGETS)}")
+    return found
 
 
 Plan = dict[str, tuple[nn.Module, Attack, int, int]]
@@ -186,6 +191,7 @@ def _plan(model: nn.Module, x: Tensor, eps: Pixels, budget: Budget, sources: Map
     return plan | last
 
 
+Interval = tuple[float, float, float]  # a difference in points, and the ends of its 95% interval
 COMPOSITIONS = ("mixed", "reshuffled", "sorted")
 
 
@@ -193,14 +199,11 @@ COMPOSITIONS = ("mixed", "reshuffled", "sorted")
 class BatchDependence:
     """What one way of making batches does to the answers; accuracies in percent.
 
-    Attributes:
-        statistics: ``"tracked"``, ``"batch"``, or ``"none"`` for a model without batch statistics.
-        composition: ``"mixed"`` (a random order), ``"reshuffled"`` (another one: other neighbours) or
-            ``"sorted"`` (by class, so that most batches hold one class).
-        changed: percent of images with another predicted class than in mixed batches of the largest size
-            under the same statistics. 0 for a model that looks at each image by itself.
-        moved: mean total variation distance between the class probabilities there and here, 0 to 1.
-        robust_accuracy: under the attack, None without one.
+    ``statistics``: ``"tracked"``, ``"batch"``, or ``"none"`` for a model without batch statistics.
+    ``composition``: ``"mixed"`` (a random order), ``"reshuffled"`` (another one: other neighbours) or
+    ``"sorted"`` (by class, so that most batches hold one class). ``changed``: percent of images with another
+    predicted class than in mixed batches of the largest size under the same statistics. ``moved``: mean total
+    variation distance between the class probabilities there and here, 0 to 1.
     """
 
     statistics: str
@@ -212,21 +215,18 @@ class BatchDependence:
     robust_accuracy: float | None
 
 
-Interval = tuple[float, float, float]  # a difference in points, and the ends of its 95% interval
-
-
 @dataclass(frozen=True)
 class Robustness:
-    """Accuracies in percent under PGD of 20 steps, and under :func:`rnlib.strongest`, by kind of statistics.
+    """Accuracies in percent, clean, under PGD of 20 steps, and under :func:`rnlib.strongest`, by statistics.
 
     These are ``"batch"``, ``"tracked"``, ``"plain"`` (averages over given images), ``"clean twin"`` (of the
     batch before the attack); or ``"none"``. ``image_wise``: what AutoAttack would count, an image being lost
     that any of the attacks fools in its own batch; ``assembled``: the worst versions of all images, judged
-    again in one batch. They are equal if no answer depends on the batch. Gains are those of ``"batch"`` over
-    the others, from a bootstrap over images that leaves the batches as they are.
+    again in one batch. Gains are those of ``"batch"`` over the others, from a bootstrap over images.
     """
 
     statistics: str
+    clean: float
     usual: float
     strongest: float
     image_wise: float
@@ -239,13 +239,19 @@ class Robustness:
 class Audit:
     """``table`` for each statistics mode, composition and size; ``robustness`` where eps is given.
 
-    The usual attack ``flatters`` if it gives batch statistics more over tracked ones than the strongest does.
+    ``flattery``: how much more batch statistics gain under the usual attack than under the strongest, over
+    the most robust fixed statistics; None where there are none. The usual attack ``flatters`` if its low end
+    is > 0.
     """
 
     table: list[BatchDependence]
     robustness: list[Robustness]
     sentence: str
-    flatters: bool
+    flattery: Interval | None = None
+
+    @property
+    def flatters(self) -> bool:
+        return self.flattery is not None and self.flattery[1] > 0
 
 
 def audit_batch_dependence(
@@ -264,31 +270,41 @@ def audit_batch_dependence(
     """Report how answers and robustness move with batch size, batch composition and statistics.
 
     Args:
-        model: any classifier of images in [0, 1]; not changed, native batch norms are converted in a copy.
-        dataset: as for :func:`rnlib.measure`; a loader is read once, into memory, and its images are put into
-            other batches. A multiple of all batch sizes leaves no smaller last batch.
-        batch_sizes: at least one, each >= 1. With batch statistics a batch norm after a 1 x 1 map needs 2.
+        model: any classifier of images in [0, 1] that answers the same batch alike each time; not changed,
+            native batch norms are converted in a copy.
+        dataset: as for :func:`rnlib.measure`; a loader is read once, its images are put into other batches.
+        batch_sizes: each >= 1; the largest, mixed, is what others are compared with.
         attack: untargeted, crafted on each batch as it is; None skips ``robust_accuracy``.
         eps: radius of the attacks of ``robustness``, in batches of the largest size; None skips them.
         budget: of :func:`rnlib.strongest`, which takes most of the time by far.
         plain: batches of training images without augmentation, for the statistics of that name.
-        seed: of the two random orders and of the attacks.
-        device, progress: where to compute; show where it is, and accuracies so far.
+        seed, device, progress: of random orders and attacks; where to compute; show where it is.
 
-    Raises:
-        TypeError, ValueError: as :func:`rnlib.measure`; no batch size or one below 1.
+    Raises TypeError or ValueError as :func:`rnlib.measure`; for sizes that compare nothing, or leave alone an
+    image that has no statistics; and for a model with a state, as one that adapts its weights.
     """
     check_kind("model", model, nn.Module)
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ValueError(f"batch_sizes is {tuple(batch_sizes)}, it must name sizes of at least 1")
+    check_attack(attack)
+    if not isinstance(batch_sizes, Sequence) or not batch_sizes:
+        raise TypeError(f"batch_sizes is {batch_sizes!r}, it must be whole numbers of at least 1, as (2, 10)")
+    usual, budget = None if eps is None else PGD(eps), _budget(budget)
     dataset = _gathered(dataset)
+    n, largest = len(dataset), _largest(batch_sizes, len(dataset))
     model = copy.deepcopy(model).to(device)
     if any(map(is_native, model.modules())):
         model = convert_norms(model, "batch_norm", native_only=True)
-    orders = {"mixed": test_order(len(dataset), seed), "reshuffled": test_order(len(dataset), seed + 1)}
+    modes, how = statistics_modes(model), {"seed": seed, "device": device}
+    alone = [size for size in batch_sizes if size == 1 or n % size == 1]
+    try:
+        if alone and "batch" in modes:
+            with torch.no_grad(), evaluating(model, "batch"):
+                model(dataset[0][0][None].to(device))
+    except ValueError as error:
+        what = f"batch_sizes {alone} leave one of {n} images alone, which has no statistics at 1 x 1 pixels"
+        raise ValueError(f"{what}: leave them out, or give another number of images") from error
+    orders = {"mixed": test_order(n, seed), "reshuffled": test_order(n, seed + 1)}
     orders["sorted"] = dataset.labels.argsort(stable=True)
-    probabilities, records = partial(_probabilities, model, dataset, device=device), []
-    modes, largest = statistics_modes(model), max(batch_sizes)
+    probabilities, records = partial(_probabilities, model, dataset, device=device), list[BatchDependence]()
     references = {mode: probabilities(orders["mixed"], mode, largest) for mode in modes}
     cells = tqdm([*product(modes, COMPOSITIONS, batch_sizes)], "batches", disable=not progress)
     for mode, composition, size in cells:
@@ -296,69 +312,101 @@ def audit_batch_dependence(
         accuracy = percent(here.argmax(1) == dataset.labels)
         changed = percent(here.argmax(1) != there.argmax(1))
         moved, robust = (here - there).abs().sum(1).mean().item() / 2, None
+        if (composition, size) == ("mixed", largest) and moved > 1e-4:
+            what = f"the model answers the same batches otherwise the second time ({changed:.1f}% of answers)"
+            fix = "audit it with its weights fixed and without chance: batches cannot be compared before"
+            raise ValueError(f"{what}, so it draws at random or keeps a state, as adapted weights: {fix}")
         if attack is not None:
             arranged = dataset.subset(orders[composition])
-            how = dict[str, Any](statistics=mode, batch_size=size, seed=seed, device=device)
-            robust = percent(measure(model, arranged, attack, **how)[0])
+            correct, *_ = measure(model, arranged, attack, statistics=mode, batch_size=size, **how)  # type: ignore[arg-type]
+            robust = percent(correct)
         records.append(BatchDependence(mode, composition, size, accuracy, changed, moved, robust))
         cells.set_postfix_str(f"{mode}, {composition}: {accuracy:.1f}% correct")
-    most = max(records, key=lambda record: record.changed)
-    where = f"{most.composition} batches of {most.batch_size}, statistics {most.statistics}"
-    sentence = f"Up to {most.changed:.1f}% of {len(dataset)} answers change ({where})."
-    if eps is None:
-        return Audit(records, [], sentence, False)
+    sentence = _said_of_answers(model, records, largest, n)
+    if usual is None:
+        return Audit(records, [], sentence)
     *_, mode = modes
     static = {} if mode == "none" else {"tracked": frozen(model)}
     if static and plain is not None:
         static["plain"] = frozen(model, (x.to(device) for x in plain))
-    hits: dict[str, list[Tensor]] = {}  # what PGD, the strongest, ... leave correct, (4, n)
+    hits: dict[str, list[Tensor]] = {}  # what nothing, PGD, the strongest, ... leave correct, (5, n)
     given, count = stream(dataset.subset(orders["mixed"]), largest, device)
-    with evaluation_mode(model), use_statistics(model, mode):
-        bar = tqdm(given, "attacks", count, disable=not progress)
+    with evaluating(model, mode):
+        bar = tqdm(given, f"attacks, in {count} batches", count, disable=not progress)
         for index, (x, y) in enumerate(bar):
             twin = {"clean twin": frozen(model, [x])} if static else {}
             for name, kind in {mode: model, **static, **twin}.items():
                 chance = torch.Generator(device).manual_seed(100_003 * seed + index)
-                fooled = success(kind, PGD(eps)(kind, x, y, generator=chance), y)
-                found = strongest(kind, x, y, eps, budget=budget, sources=static, generator=chance)
-                kept = (~fooled, found.correct, found.image_wise, found.assembled)
+                fooled = success(kind, usual(kind, x, y, generator=chance), y)
+                found = strongest(kind, x, y, usual.eps, budget=budget, sources=static, generator=chance)
+                kept = (~success(kind, x, y), ~fooled, found.correct, found.image_wise, found.assembled)
                 hits.setdefault(name, []).append(torch.stack(kept).float().cpu())
-            usual, worst, *_ = 100 * torch.cat(hits[mode], 1).mean(1)
-            bar.set_postfix_str(f"PGD {usual:.1f}%, strongest {worst:.1f}%")
+            _, first, worst, *_ = 100 * torch.cat(hits[mode], 1).mean(1)
+            bar.set_postfix_str(f"PGD {first:.1f}%, strongest {worst:.1f}%")
     left = {name: torch.cat(parts, 1) for name, parts in hits.items()}
     robustness = [
-        Robustness(name, *map(percent, one), *map(_interval, (left[mode] - one)[:2]))  # type: ignore[arg-type]
+        Robustness(name, *map(percent, one), *map(_interval, (left[mode] - one)[1:3]))  # type: ignore[arg-type]
         for name, one in left.items()
     ]
-    first = robustness[0]
-    sentence += f" PGD leaves {first.usual:.1f}% correct, the strongest attack {first.strongest:.1f}%."
-    if first.image_wise != first.assembled:
-        sentence += f" Counted image by image it leaves {first.image_wise:.1f}%, but of these very images, "
-        sentence += f"judged again in their batches, {first.assembled:.1f}% are correct."
+    ours = robustness[0]
+    sentence += f" PGD leaves {ours.usual:.1f}% correct, the strongest attack {ours.strongest:.1f}%."
+    if ours.image_wise != ours.assembled:
+        sentence += f" Counted image by image it leaves {ours.image_wise:.1f}%, but {ours.assembled:.1f}% of"
+        sentence += " those images are correct when they are judged again in their batches."
     if not static:
-        return Audit(records, robustness, sentence, False)
+        return Audit(records, robustness, sentence)
     best = max(robustness[1:], key=lambda record: record.strongest)
-    gains = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) for gain in (best.usual_gain, best.gain)]
-    usual, worst = (left[mode] - left["tracked"])[:2]
-    flatters = _interval(usual - worst)[1] > 0
+    flattery = _interval((left[mode] - left[best.statistics])[1:3].diff(dim=0)[0].neg())
+    gains = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) for gain in (best.usual_gain, best.gain, flattery)]
     sentence += f" Over {best.statistics} statistics these are {gains[0]} and {gains[1]} points."
-    sentence += f" The usual attack {'flatters' if flatters else 'is not seen to flatter'} batch statistics."
-    return Audit(records, robustness, sentence, flatters)
+    sentence += f" The usual attack {'flatters' if flattery[1] > 0 else 'is not seen to flatter'} batch"
+    return Audit(
+        records, robustness, f"{sentence} statistics: the difference is {gains[2]} points.", flattery
+    )
+
+
+def _largest(batch_sizes: Sequence[int], n: int) -> int:
+    """The largest of the sizes; an error unless batches of n images differ."""
+    for size in batch_sizes:
+        check_count("each of batch_sizes", size)
+    if {min(size, n) for size in batch_sizes} in ({1}, {n}):
+        fix = f"add one from 2 to {n - 1}" if n > 2 else "give more images"
+        what = f"batch_sizes is {tuple(batch_sizes)}: {n} images then have the same neighbours in any order"
+        raise ValueError(f"{what}, so that nothing would be compared; {fix}")
+    return max(batch_sizes)
+
+
+def _said_of_answers(model: nn.Module, records: list[BatchDependence], largest: int, n: int) -> str:
+    most = max(records, key=lambda record: record.changed)
+    where = f"{most.composition} batches of {most.batch_size}, statistics {most.statistics}"
+    said = f"Up to {most.changed:.1f}% of {n} answers change ({where})."
+    said = said if most.changed else f"None of {n} answers changes with the batch."
+    whole = [record for record in records if (record.composition, record.batch_size) == ("mixed", largest)]
+    if len(whole) == 1:
+        return said
+    tracked, batch = (record.accuracy for record in whole)
+    with evaluating(model, "tracked"):
+        names = warn_if_unfilled(model)
+    misfit = f"Tracked statistics of {names} were never filled, so rows of them tell nothing" if names else ""
+    if not names and batch - tracked > 10:
+        misfit = f"Clean accuracy is {tracked:.1f}% with tracked statistics, {batch:.1f}% with the batch's"
+    return f"{said} {misfit}: renew them by rnlib.recalibrate(model, images)." if misfit else said
 
 
 def _interval(values: Tensor) -> Interval:
     """The mean of values (n,) in percent, and its 95% interval by bootstrap."""
     chosen = torch.randint(len(values), (2000, len(values)), generator=torch.Generator().manual_seed(0))
-    low, high = 100 * values[chosen].mean(1).quantile(torch.tensor([0.025, 0.975]))
-    return percent(values), low.item(), high.item()
+    ends = 100 * values.double()[chosen].mean(1).quantile(torch.tensor([0.025, 0.975]).double())
+    low, high = (round(end, 4) for end in ends.tolist())
+    return percent(values), low, high
 
 
 def _gathered(images: Images) -> Dataset:
     """All images and labels in memory, as one data set of rnlib."""
     if isinstance(images, Dataset) and len(images):
         return images
-    x, y = zip(*stream(images, 100)[0], strict=True)
-    return Dataset("images", torch.cat(x), torch.cat(y), ())
+    x, y = map(torch.cat, zip(*stream(images)[0], strict=True))
+    return Dataset("images", x, y, ())
 
 
 @torch.no_grad()
@@ -366,7 +414,7 @@ def _probabilities(
     model: nn.Module, dataset: Dataset, order: Tensor, mode: str, batch_size: int, device: str | torch.device
 ) -> Tensor:
     """Softmax (N, classes) in the order of the data set, from batches taken in the given order."""
-    given, _ = stream(dataset.subset(order), batch_size, device)
-    with evaluation_mode(model), use_statistics(model, mode):
-        found = torch.cat([logits_of(model(x)) for x, _ in given]).cpu()
+    (given, _), least = stream(dataset.subset(order), batch_size, device), int(dataset.labels.max()) + 1
+    with evaluating(model, mode):
+        found = torch.cat([class_logits(model, x, len(x), least) for x, _ in given]).cpu()
     return torch.empty_like(found).index_copy_(0, order, found).softmax(1)

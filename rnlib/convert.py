@@ -25,23 +25,23 @@ def convert_norms(
     layers ``drop`` and ``act``, as timm has, becomes the norm followed by these.
 
     Scale and shift, momentum, eps, device, dtype and training mode carry over wherever the new layer has
-    them, running statistics when both layers track the same quantity (the mean between BatchNorm and
-    RobustNorm, the variance between batch norms); the others start anew, and :func:`rnlib.recalibrate` fills
-    them. Parameters and statistics are the old tensors themselves: an optimizer made before still holds them.
-    A native layer without running statistics (``track_running_stats=False``) becomes one with
-    ``statistics="batch"``, and the other way round; ``SyncBatchNorm`` one that sees its own process's batch.
+    them, running statistics when both layers track the same quantity; the others start anew, and
+    :func:`rnlib.recalibrate` fills them. Parameters and statistics are the old tensors themselves: an
+    optimizer made before still holds them. A native layer without running statistics
+    (``track_running_stats=False``) becomes one with ``statistics="batch"``, and the other way round;
+    ``SyncBatchNorm`` one of its own process.
 
     Args:
         norm: a name of :func:`rnlib.make_norm`, ``"torch_batch_norm"`` for PyTorch's own layers, or a
-            function from a number of channels to a layer, which decides momentum and eps by itself.
+        function
+            from a number of channels to a layer, which decides momentum and eps by itself.
         dimensions: 1, 2 or 3, for ``"torch_batch_norm"``: which of ``nn.BatchNorm{1,2,3}d`` layers of rnlib
             become; a layer that was converted from a native one returns to its own class.
         native_only: leave the norms of rnlib as they are.
         options: of a norm given by name, e.g. ``p=0.2``.
 
-    Raises:
-        ValueError: unknown name or options, weight_norm, no layer to convert, or a subclass of a native norm
-            whose answers to a probe are not those of batch norm, ``drop`` and ``act``.
+    Raises ValueError for an unknown name or options, weight_norm, no layer to convert, or a subclass of a
+    native norm whose answers to a probe are not those of batch norm, ``drop`` and ``act``.
     """
     if isinstance(norm, str) and norm not in (*NORMS, NATIVE):
         raise ValueError(f"unknown norm {norm!r}, known are: {', '.join([*NORMS, NATIVE])}")
@@ -86,8 +86,9 @@ def _following(old: Any, name: str) -> list[nn.Module]:
                     answers.append(layer.train(training)(x.to(_example(old), copy=True)))
             torch.testing.assert_close(*answers, equal_nan=True)
     except Exception as error:
-        what = f"layer {name!r} is a {type(old).__name__} and no batch norm followed by its .drop and .act"
-        raise ValueError(f"{what}, exchange it by hand: {error}") from error
+        what = f"layer {name!r} is a {type(old).__name__} and answers not as batch norm, its .drop, its .act"
+        fix = f"exchange it by hand: model.set_submodule({name!r}, ...), an rnlib.BatchNorm and what it adds"
+        raise ValueError(f"{what}: {fix}") from error
     return following
 
 
@@ -110,6 +111,9 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
             new = make_norm(norm, **options)(old.num_features)
     except TypeError as error:
         raise ValueError(f"{norm} does not take these options: {options}, remove them ({error})") from error
+    if not isinstance(new, nn.Module):
+        fix = "it must give a new layer, as lambda channels: nn.Identity()"
+        raise TypeError(f"{norm} gives {new!r} for {old.num_features} channels: {fix}")
     if isinstance(new, WeightNorm):
         fix = "build the network with it, for example rnlib.resnet(20, 'weight_norm')"
         raise ValueError(f"weight_norm changes the convolutions too and cannot be exchanged alone; {fix}")
@@ -128,7 +132,7 @@ def _converted(old: Any, norm: str | MakeNorm, dimensions: int, options: dict[st
         elif target is not None and named and not isinstance(new, NoNorm) and not options.get("affine"):
             setattr(new, key, None)
     if hasattr(new, "affine"):
-        new.affine = getattr(new, "weight", None) is not None
+        new.affine = getattr(new, "weight", None) is not None  # type: ignore[assignment]
     running = {key: value for key, value in old.named_buffers() if key.startswith("running_")}
     carried = running.keys() & dict(new.named_buffers()).keys()
     for key in carried:

@@ -1,8 +1,8 @@
-"""Image sets as whole uint8 tensors in memory, with batched augmentation.
+"""Image sets as whole uint8 tensors in memory, with batched augmentation; below, how files are found and
+read.
 
-`load("cifar10-jpeg", "train")` gives a `Dataset` with `.images` (N, C, H, W) uint8 and `.labels` (N,) int64.
-They fit in memory (CIFAR 150 MB), so there is no loader process: a batch of 128 CIFAR images, shuffled,
-cropped, mirrored and made float, takes 1.7 ms on one core (2017). The second half finds and reads files.
+`load("cifar10-jpeg", "train")` gives a `Dataset`. There is no loader process: a batch of 128 CIFAR images,
+shuffled, cropped, mirrored and made float, takes 1.7 ms on one core (2017).
 """
 
 import hashlib
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from rnlib.files import DAMAGES, Member, fetch, read_idx, read_pickle, read_tensors, unpacked, write_tensors
+from rnlib.statistics import check_labels
 
 # Mean and standard deviation per channel, for pixels in [0, 1], as the models' Normalize layer takes them.
 # The CIFAR row is that of the paper's released code, for CIFAR-100 too, and the unit of its eps; it averages
@@ -62,15 +63,15 @@ class Dataset:
         shape, floating = tuple(images.shape), images.is_floating_point()
         swapped = shape[3:] in ((1,), (3,)) and shape[1] not in (1, 3)
         if not (floating or images.dtype == torch.uint8) or len(shape) != 4 or swapped:
-            got = f"got {images.dtype} {shape}: of (N, H, W, C) give images.permute(0, 3, 1, 2)"
-            raise ValueError(f"images must be uint8 or floating-point (N, C, H, W), {got}")
+            grey = ": images[:, None] is" if labels.shape == shape[:1] else ": one image is images[None]"
+            fix = ": images.permute(0, 3, 1, 2) is" if swapped else grey * (len(shape) == 3)
+            need = "images must be uint8 from 0 to 255 or floating-point in [0, 1], (N, C, H, W)"
+            raise ValueError(f"{need}, got {images.dtype} {shape}{fix}")
         if floating and not bool(((images >= -1e-6) & (images <= 1 + 1e-6)).all()):  # but for rounding
             fix = "divide by 255, or normalise in the model: nn.Sequential(rnlib.Normalize(mean, std), model)"
             got = "[{:.3g}, {:.3g}]".format(*images.aminmax())
             raise ValueError(f"images have values in {got}, they must lie in [0, 1]; {fix}")
-        if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape[:1]:
-            got = f"got {labels.dtype} {tuple(labels.shape)}: of one-hot rows give labels.argmax(1)"
-            raise ValueError(f"labels must be int64 ({len(images)},), {got}")
+        check_labels("labels", labels, len(images))
         vars(self).update(images=images, labels=labels.long())
 
     def __len__(self) -> int:
@@ -98,12 +99,12 @@ def load(
     """Load one split ("train" or "test") of an image set into memory.
 
     name: cifar10, cifar100, fashion-mnist (the official files), cifar10-jpeg, fashion-mnist-sample (5,000 and
-    1,000 images), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`,
-    in folders below the class too. All images have one size; they are grey if every one is, else RGB.
-    root: the one folder to look in; without it those of the environment variable RNLIB_DATA (separated as in
-    PATH), then the repository's data/, then ./data. The sample is always the repository's.
-    download: fetch missing official files into the first of these folders; the only use of the network.
-    Raises ValueError for an unknown name or split, FileNotFoundError with what to do where files are missing.
+    1,000 images), or the path of a folder or archive of `train/<class>/<image>` and `test/<class>/<image>`.
+    All images have one size; they are grey if every one is, else RGB. root: the one folder to look in;
+    without it those of the environment variable RNLIB_DATA (separated as in PATH), then the repository's
+    data/, then ./data. download: fetch missing official files into the first of these folders; the only use
+    of the network. ValueError for an unknown name or split, FileNotFoundError with what to do where files are
+    missing.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
@@ -135,8 +136,8 @@ test_order.__test__ = False  # type: ignore[attr-defined]  # the name is no test
 def augment(images: Tensor, generator: torch.Generator | Tensor, *, padding: int = 4) -> Tensor:
     """Random crop of the zero-padded image, then mirroring with probability 1/2; vectorised over the batch.
 
-    images: (N, C, H, W); the result has the same shape. Each image draws its own offset, uniform on
-    {0, ..., 2 padding}^2. generator: of the CPU or of the images' device, or what `_moves` drew from it.
+    Each of the images (N, C, H, W) draws its own offset, uniform on {0, ..., 2 padding}^2. generator: of the
+    CPU or of the images' device, or what `_moves` drew from it.
     """
     n, _, height, width = images.shape
     moves = generator if isinstance(generator, Tensor) else _moves(n, generator, padding).to(images.device)
@@ -165,7 +166,6 @@ def batches(
     """One pass over the set in batches of images float32 (B, C, H, W) in [0, 1] and labels int64 (B,).
 
     generator: shuffles, at the call, and where `augmented` crops and mirrors (`augment`); None: no shuffling.
-    drop_last: leave a smaller last batch out; batch statistics of one image may be none.
     channels_last: memory format of the images; it makes the convolutions 15-20% faster on a CPU.
     """
     if batch_size < 1:
@@ -292,8 +292,8 @@ def read_tree(path: Path, split: str) -> Split:
 
     The images come in the order of their paths; the classes are the sorted folder names over both splits.
     Both are decoded and cached at the first call (60,000 CIFAR images: 11 s on one core of 2017; then 0.01
-    s). A warning counts what is left out but hidden files. Raises ValueError where the split is not there,
-    the archive is damaged, or an image has another size, cannot be read or cannot be represented.
+    s). A warning counts what is left out. ValueError where the split is not there, the archive is damaged, or
+    an image has another size, cannot be read or cannot be represented.
     """
     path = path.resolve()
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in _below(path)]
@@ -394,7 +394,7 @@ def _files(path: Path) -> Iterator[tuple[str, Callable[[], Any] | None]]:
 def _cached(identity: str, make: Callable[[], Any]) -> Any:
     """What `make()` gives, kept under the hash of `identity` in RNLIB_CACHE or ~/.cache/rnlib.
 
-    It is memory-mapped, so that processes share it; made again where damaged; a warning if not to be written.
+    It is memory-mapped, so that processes share it; made again where damaged.
     """
     folder = Path(os.environ.get("RNLIB_CACHE") or Path.home() / ".cache" / "rnlib")
     file = folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.pt"

@@ -159,11 +159,8 @@ def range_norm(
         eps: added to the range, >= 0; with 0 a constant channel becomes NaN.
         centre: ``"mean"`` (Eq 12, 14) or ``"min"`` (Eq 11).
 
-    Returns:
-        y with the shape and memory format of x, and the batch's centre (C,) and range (C,), both detached.
-
-    Raises:
-        ValueError: no element, fewer than two dimensions, or another centre.
+    Returns y with the shape and memory format of x, and the batch's centre (C,) and range (C,), both
+    detached.
     """
     if x.dim() < 2 or x.numel() == 0:
         raise ValueError(f"input has shape {tuple(x.shape)}, expected (N, C, ...) with at least one element")

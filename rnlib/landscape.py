@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from rnlib.statistics import check_batch, check_count, check_size, evaluation_mode, logits_of, use_statistics
+from rnlib.statistics import check_batch, check_count, check_size, evaluating, logits_of
 
 BATCH_SIZE = 128  # of the images of a landscape; in batch mode their statistics count
 
@@ -22,8 +22,7 @@ def random_direction(weights: Iterable[Tensor], generator: torch.Generator) -> l
     """A filter-normalised Gaussian direction (Li et al., 2018), a tensor for each of the weights of a model.
 
     Every filter (an output channel of a convolution, a row of a linear layer) has the length of that filter
-    in the model. Parameters with one dimension, scale and shift of norms and biases, stay where they are;
-    so do running statistics, which are no parameters.
+    in the model. Parameters with one dimension, scale and shift of norms and biases, stay where they are.
     """
     direction = []
     for weight in weights:
@@ -58,7 +57,7 @@ def _landscape(
         answers = ((logits_of(functional_call(model, there, x)), y) for x, y in batches)
         return torch.stack([F.cross_entropy(*each, reduction="sum") for each in answers]).sum() / len(y)
 
-    with evaluation_mode(model), use_statistics(model, statistics):
+    with evaluating(model, statistics):
         yield loss, [*base.values()]
 
 
@@ -74,23 +73,17 @@ def loss_plane(
     seed: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> tuple[Tensor, Tensor]:
-    """Sample the loss on a plane through the weights of a model.
+    """Sample the loss on a plane through the weights of a model, which is left bit for bit as it was.
 
     Args:
-        model: with norms of rnlib, or none; evaluated in evaluation mode and left bit for bit as it was.
-        x, y: images (N, C, H, W) in [0, 1] and labels (N,).
-        statistics: ``"tracked"`` or ``"batch"``: the same weights have another landscape in each.
+        model, x, y: images (N, C, H, W) in [0, 1] and labels (N,), in evaluation mode.
+        statistics: as for :func:`rnlib.use_statistics`: the same weights have another landscape in each.
         radius: half the side of the square; at 1 a step is as long as the filters are.
         points: samples on a side, odd so that the weights themselves are one.
-        seed: of the two directions.
-        batch_size: of the batches in which the images are classified.
+        seed, batch_size: of the two directions; of the batches in which the images are classified.
 
-    Returns:
-        coordinates (points,), from -radius to radius in units of the directions, and losses (points, points):
-        ``losses[i, j]`` is at base + coordinates[i] d1 + coordinates[j] d2.
-
-    Raises:
-        TypeError, ValueError: unusable model, images, labels or options.
+    Returns coordinates (points,), from -radius to radius in units of the directions, and losses (points,
+    points): ``losses[i, j]`` is at base + coordinates[i] d1 + coordinates[j] d2.
     """
     check_count("points", points)
     check_size("radius", radius)

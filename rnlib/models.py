@@ -1,8 +1,7 @@
 """ResNet and VGG for small images, with any norm and the input normalisation inside the model.
 
-The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016) with three stages of
-``width``, ``2 width`` and ``4 width`` channels, and VGG of Simonyan & Zisserman (2014) with a dropout head of
-two hidden layers. :func:`pretrained` gives those that the study trained.
+The layouts are those of the paper's released code: CIFAR ResNets of He et al. (2016), and VGG of Simonyan &
+Zisserman (2014) with a dropout head of two hidden layers. :func:`pretrained` gives those that were trained.
 """
 
 import hashlib
@@ -133,20 +132,15 @@ def resnet(
     Args:
         depth: 6n + 2 with n >= 1 blocks a stage; for a block of d convolutions 3dn + 2.
         norm: a name of :func:`rnlib.make_norm`, or a function from a number of channels to a layer.
-        num_classes: size of the output.
-        in_channels: of the images, 1 or 3.
-        width: channels of the first stage, 16 in the paper.
+        num_classes, in_channels: sizes of output and input.
+        width: channels of the first of three stages, 16 in the paper; the next have 2 and 4 times as many.
         mean, std: of the images in [0, 1], per channel, for the :class:`Normalize` inside; default 0 and 1.
         shortcut: ``"conv"`` (1x1 convolution, as the released code) or ``"pad"`` (parameter-free).
         block: what each stage is made of.
         norm_options: for a norm given by name, e.g. ``p=0.2``.
 
-    Returns:
-        A model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes). It has 272,474 parameters at
-        depth 20 with BatchNorm.
-
-    Raises:
-        ValueError: another depth, an unknown norm, shortcut or option.
+    Returns a model from (N, in_channels, H, W) in [0, 1] to logits (N, num_classes), at depth 20 of 272,474
+    parameters with BatchNorm. ValueError for another depth, an unknown norm, shortcut or option.
     """
     period = 3 * block.depth
     if depth < period + 2 or (depth - 2) % period:
@@ -255,19 +249,18 @@ def pretrained(
     """A trained headline network of the study, in evaluation mode, for images (N, 3, 32, 32) in [0, 1].
 
     Its attribute ``info`` is a dictionary: ``epochs``; ``attack_steps`` of PGD in training, 0 for natural
-    training; ``correct``, the percent of 2,000 test images by (statistics, attack), clean and under the
-    paper's PGD, which flatters batch statistics. ``results/README.md`` of the repository is its model card.
+    training; ``correct``, the percent of 2,000 test images, ``test_order(10_000)[:2000]``, by (statistics,
+    attack), clean and under ``PGD(paper_eps(dataset))``, which flatters batch statistics.
+    ``results/README.md`` of the repository is its model card.
 
     Args:
         norm: ``"batch_norm"`` or ``"robust_norm"`` (p = 0.2).
-        training: ``"natural"`` or ``"adversarial"``.
-        seed: 0; also 1 for natural training with batch norm.
+        training, seed: ``"natural"`` or ``"adversarial"``, 0; also 1 for natural training with batch norm.
         download: fetch weights that are neither in the repository's ``results/book`` nor in the cache
             (RNLIB_CACHE or ~/.cache/rnlib) from the address in RNLIB_WEIGHTS, where a release has its files.
 
-    Raises:
-        ValueError: another network (those there are are named), or weights that are not what was published.
-        FileNotFoundError: no weights here; the message says where to get them.
+    Raises ValueError for another network, or weights that are not what was published; FileNotFoundError,
+    which says where to get them, where there are none.
     """
     name = f"{norm}_{training}_seed{seed}"
     if name not in _TRAINED or (dataset, architecture) != ("cifar10-jpeg", "resnet20"):

@@ -1,10 +1,9 @@
 """The normalisation layers of the paper.
 
-Every :class:`Norm` normalises with the statistics of the batch while training. What it does in evaluation
-mode is said by its ``statistics`` attribute, and whether a training forward updates the running statistics by
-``tracking``; :func:`rnlib.use_statistics` and :func:`rnlib.track` set either for a whole model. The paper's
-"BatchNorm" and "BatchNorm w/o tracking" are therefore one set of weights under ``statistics="tracked"`` and
-``statistics="batch"``. A new norm is a class here, and a name in ``NORMS`` of ``rnlib.other_norms``.
+Every :class:`Norm` normalises with the statistics of the batch while training. In evaluation mode its
+``statistics`` attribute decides, and ``tracking`` whether a training forward updates running statistics. So
+the paper's "BatchNorm" and "BatchNorm w/o tracking" are one set of weights under ``"tracked"`` and
+``"batch"`` (:func:`rnlib.use_statistics`). A new norm also gets a name in ``NORMS`` of ``rnlib.other_norms``.
 """
 
 from collections.abc import Callable
@@ -38,11 +37,9 @@ class Norm(_BatchNorm):
     """Base of the layers that normalise with statistics of the batch, or with running averages of them.
 
     A subclass names its two statistics in ``names``, and normalises with those of the batch
-    (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`).
-
-    Tools that look for PyTorch's ``_BatchNorm`` find it: ``torch.optim.swa_utils.update_bn`` fills it. Those
-    that look for ``nn.BatchNorm2d``, fuse layers, or rebuild them (``SyncBatchNorm``, which misses the
-    attribute ``track_running_stats``) want native ones: ``rnlib.convert_norms(model, "torch_batch_norm")``.
+    (:meth:`normalize_batch`) or with given ones (:meth:`normalize_with`). ``torch.optim.swa_utils.update_bn``
+    fills it. Tools that look for ``nn.BatchNorm2d``, fuse layers, or rebuild them (``SyncBatchNorm``, by
+    ``track_running_stats``) want native ones: ``rnlib.convert_norms(model, "torch_batch_norm")``.
 
     Args:
         num_features: channels C of the (N, C, ...) input.
@@ -65,6 +62,9 @@ class Norm(_BatchNorm):
         if num_features < 1 or eps < 0 or not 0 <= (momentum or 0) <= 1:
             given = f"num_features is {num_features}, eps is {eps} and momentum is {momentum}"
             raise ValueError(f"{given}: they must be at least 1, at least 0, and in [0, 1] or None")
+        if not hasattr(self, "names"):
+            fix = 'of what it tracks, as names = ("mean", "var")'
+            raise ValueError(f"{type(self).__name__} has no names: give the class those {fix}")
         self.num_features, self.eps, self.momentum, self.affine = num_features, eps, momentum, affine
         self.statistics, self.tracking = "tracked", True
         self.weight = nn.Parameter(torch.ones(num_features)) if affine else None  # type: ignore[assignment]
@@ -154,14 +154,11 @@ class BatchNorm(Norm):
 
 
 class RobustNorm(Norm):
-    """RobustNorm (Eq 14): (x - mean) / (max - min)^p with a learned scale and shift.
+    """RobustNorm (Eq 14): (x - mean) / (max - min)^p with a learned scale and shift, p in [0, 1], 0.2 in the
+    paper.
 
-    Tracked are the mean and the range; the power is taken of the average range, as in the released code.
-
-    Args:
-        p: power of the range, 0.2 in the paper, in [0, 1].
-        eps: added to the range, inside the power.
-        num_features, momentum, affine: see :class:`Norm`.
+    Tracked are the mean and the range; the power is taken of the average range plus ``eps``, as in the
+    released code. Other arguments are those of :class:`Norm`.
     """
 
     names, shown = ("mean", "range"), (*Norm.shown, "p")
@@ -197,8 +194,8 @@ class MinMaxNorm(MeanRangeNorm):
 class NoNorm(nn.Module):
     """The identity where a norm would stand, with an optional learned shift.
 
-    The paper's networks without normalisation lose the shift together with the norm, since their convolutions
-    have no bias: ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
+    The paper's networks without normalisation lose the shift too, since their convolutions have no bias:
+    ``bias=False`` is that handicapped version, ``bias=True`` the fair one.
     """
 
     def __init__(self, num_features: int, *, bias: bool = False) -> None:

@@ -1,8 +1,7 @@
-"""Norms beside the paper's own, which close the gap between training and inference or are ablations; and
-:func:`make_norm`, which knows every norm by its name.
+"""Norms beside the paper's own, and :func:`make_norm`, which knows every norm by its name.
 
-The first close it each its own way: train with the tracked statistics, move towards them, fix the statistics
-once and for all, or normalise the weights instead of the activations (the remedies of the paper's Section 5).
+The first close the gap between training and inference, each its own way: train with the tracked statistics,
+move towards them, fix them once and for all, or normalise the weights (the remedies of Section 5).
 """
 
 from collections.abc import Callable
@@ -151,13 +150,13 @@ def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
 
     Args:
         norm: one of ``NORMS``, or such a function, which is returned. With statistics of the batch:
-            batch_norm, robust_norm, min_max_norm, mean_range_norm, sigma_norm, batch_renorm, tracked_norm.
-            Without: frozen_norm, no_norm, no_norm_bias, group_norm (Wu & He, 2018), and weight_norm, which is
-            for the networks of :mod:`rnlib.models` only, as it changes the convolutions as well.
+        batch_norm,
+            robust_norm, min_max_norm, mean_range_norm, sigma_norm, batch_renorm, tracked_norm. Without:
+            frozen_norm, no_norm, no_norm_bias, group_norm (Wu & He, 2018), and weight_norm, which is for the
+            networks of :mod:`rnlib.models` only, as it changes the convolutions as well.
         options: keyword arguments of a named layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
 
-    Raises:
-        ValueError: unknown name, or an option or value that the norm does not take (found out at once).
+    ValueError for an unknown name, or an option or value that the norm does not take (found out at once).
     """
     if not isinstance(norm, str):
         if options:

@@ -181,12 +181,12 @@ class _States(Task):
 
 @dataclass(frozen=True)
 class Square(Attack):
-    """Random search over squares at the surface of the l-inf ball (Andriushchenko et al., 2020).
+    """Random search over squares at the surface of the l-inf ball (Andriushchenko et al., 2020), a black box.
 
-    A black box: it looks at no gradient, and so at no masked one. It starts from vertical stripes of +-eps.
-    Each of the ``queries`` sets one random square of each image to +-eps per channel, and keeps it where the
-    margin of the true class falls; squares shrink from a share ``p`` of the pixels, in (0, 1], along the
-    original's schedule. An image's proposal is judged in the batch of all proposals.
+    It starts from vertical stripes of +-eps. Each of the ``queries`` sets one random square of each image to
+    +-eps per channel, and keeps it where the margin of the true class falls; squares shrink from a share
+    ``p`` of the pixels, in (0, 1], along the original's schedule. A proposal is judged in the batch of all
+    proposals.
     """
 
     eps: Pixels
@@ -196,7 +196,7 @@ class Square(Attack):
     targeted: bool = False
 
     def __post_init__(self) -> None:
-        check_pixels("eps", self.eps)
+        check_pixels("eps", self.eps, 1)
         check_count("queries", self.queries)
         if not 0 < self.p <= 1:
             raise ValueError(f"p is {self.p}, it must lie in (0, 1]: a share of the pixels")
@@ -236,9 +236,7 @@ class Square(Attack):
 class Among(nn.Module):
     """A model that sees its images in a batch with fixed neighbours, and answers for the images alone.
 
-    ``attack(Among(model, neighbours), x, y)`` attacks x while the neighbours stay as they are: what an
-    attacker can do who controls a part of the batch.
-
+    ``attack(Among(model, neighbours), x, y)`` is what an attacker can do who controls a part of the batch.
     The neighbours (M, C, H, W), M >= 1, are copied, move with the module and are not in its ``state_dict``.
     """
 

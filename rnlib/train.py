@@ -5,10 +5,11 @@ state at the end of every epoch is written to a temporary name and renamed. Resu
 epoch's number only, and repeats the epoch that was cut short.
 """
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -136,25 +137,22 @@ def fit(
 
     Args:
         model: takes images in [0, 1]; moved to ``device`` and to channels_last. Every layer is left in the
-            mode, train or eval, that it came in.
+        mode,
+            train or eval, that it came in.
         dataset: the training set, kept on ``device`` as uint8; or one of PyTorch, which is shuffled; or a
             ``DataLoader``, whose batches are used as they come.
         validation: measured after every epoch, clean, under each statistics mode that the model has, in
-            batches of 100 of its own order; never used to choose anything.
+        batches
+            of 100 of its own order; never used to choose anything.
         checkpoint: file with the state after the last finished epoch, from which training goes on if it is
             there. Needs a :class:`rnlib.Dataset`, of which images and order are known.
-        training, device: the settings, and where to train.
         on_epoch: called after every epoch with the history so far, and with that of a resumed training.
         on_step: called after every step, e.g. to move a progress bar.
 
-    Returns:
-        One record an epoch, with epoch, lr (at its end), train_loss and train_accuracy (percent, on the
-        images trained on, hence adversarial ones in adversarial training), val_loss_<statistics>,
-        val_accuracy_<statistics> and seconds.
-
-    Raises:
-        TrainingDiverged: the loss or a weight became infinite or NaN.
-        TypeError, ValueError: what is no model, settings or images, or a checkpoint of other ones.
+    Returns one record an epoch, with epoch, lr (at its end), train_loss and train_accuracy (percent, on the
+    images trained on, hence adversarial ones in adversarial training), val_loss_<statistics>,
+    val_accuracy_<statistics> and seconds. Raises TrainingDiverged where the loss or a weight became infinite
+    or NaN; TypeError or ValueError for what is no model, settings or images, or a checkpoint of other ones.
     """
     check_kind("model", model, nn.Module)
     check_kind("training", training, Training)
@@ -163,7 +161,8 @@ def fit(
     chance, size, change, attack = torch.Generator(), training.batch_size, training.augment, training.attack
     if isinstance(dataset, Dataset):
         options: Any = {"generator": chance, "device": device, "channels_last": training.channels_last}
-        there = replace(dataset, images=dataset.images.to(device), labels=dataset.labels.to(device))
+        there = copy.copy(dataset)  # is not checked again, which would wait for the device
+        vars(there).update(images=dataset.images.to(device), labels=dataset.labels.to(device))
         source: Any = partial(batches, there, size, augmented=change in (None, True), **options)
         steps = len(dataset) // size if training.drop_last else -(-len(dataset) // size)
     else:
@@ -173,7 +172,7 @@ def fit(
             options = {"shuffle": True, "generator": chance, "drop_last": training.drop_last}
             dataset = torch_data.DataLoader(dataset, size, **options)
         change = partial(augment, generator=chance) if change is True else change
-        (_, steps), source = stream(dataset, size), lambda: stream(dataset, size, device)[0]
+        (_, steps), source = stream(dataset), lambda: stream(dataset, None, device)[0]
     if not steps:
         name, why = getattr(dataset, "name", type(dataset).__name__), "is empty, too small or without length"
         raise ValueError(f"the data set {name!r} {why}: it gives no batch of {size} images")
@@ -232,7 +231,8 @@ def fit(
         record = {"epoch": epoch + 1, "lr": float(schedule.get_last_lr()[0])}
         record |= {"train_loss": total_loss.item() / images, "train_accuracy": 100 * hits.item() / images}
         for mode in statistics_modes(model) if validation is not None else ():
-            correct, val_loss, _ = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
+            with evaluation_mode(model):
+                correct, val_loss, _ = measure(model, validation, statistics=mode, device=device)  # type: ignore[arg-type]
             accuracy = 100 * correct.float().mean().item()
             record |= {f"val_loss_{mode}": val_loss, f"val_accuracy_{mode}": accuracy}
         history = [*history, record | {"seconds": perf_counter() - start}]

@@ -241,7 +241,7 @@ def test_same_distances_as_foolbox_for_carlini_wagner(targeted):
 
 
 def eps_like(channels):
-    radius = st.floats(0, 1.5)
+    radius = st.floats(0, 1)
     return st.one_of(radius, st.tuples(*[radius] * channels))
 
 

@@ -140,7 +140,7 @@ def test_where_the_usual_attack_flatters():
             assert gain == pytest.approx(ours - theirs, abs=1e-4)
             assert low <= gain <= high
     assert audit.flatters
-    assert "The usual attack flatters batch statistics." in audit.sentence
+    assert "The usual attack flatters batch statistics: the difference is " in audit.sentence
     assert f"the strongest attack {batch.strongest:.1f}%" in audit.sentence
 
 
@@ -168,9 +168,9 @@ def test_the_interval_is_that_of_the_bootstrap():
     assert (low, high) == (pytest.approx(50.4, abs=1.5), pytest.approx(69.6, abs=1.5))
 
 
-@pytest.mark.parametrize("sizes", [(), (0,), (10, -1)])
+@pytest.mark.parametrize("sizes", [(), (0,), (10, -1), 20, (2.5,)])
 def test_wrong_batch_sizes(sizes):
-    with pytest.raises(ValueError, match=r"batch_sizes is .* at least 1"):
+    with pytest.raises((TypeError, ValueError), match=r"batch_sizes is .* at least 1"):
         audit_batch_dependence(RelativeBrightness(), dataset(), batch_sizes=sizes)
 
 

@@ -106,7 +106,7 @@ MADE_HERE = (torch.ops.aten.lift_fresh, torch.ops.aten.randint, torch.ops.aten.r
 @pytest.mark.parametrize("norm", ["batch_norm", "robust_norm"])
 def test_no_step_waits_for_the_device_or_brings_something_there(norm, attack):
     """Every .item(), float() or bool() of a tensor is one of WAITS, every torch.tensor() one of MADE_HERE."""
-    waits, made, steps = [], [], []
+    waits, made, steps, data = [], [], [], dataset(48)
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -116,7 +116,7 @@ def test_no_step_waits_for_the_device_or_brings_something_there(norm, attack):
             return function(*args, **(kwargs or {}))
 
     with Watch():
-        fit(network(norm), dataset(48), settings(epochs=1, attack=attack), on_step=lambda: steps.append(0))
+        fit(network(norm), data, settings(epochs=1, attack=attack), on_step=lambda: steps.append(0))
     # the look at the loss in the first step of an epoch, and those after the last
     assert len(steps) == 6
     assert set(waits) <= {0, 6}

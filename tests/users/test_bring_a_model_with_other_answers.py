@@ -64,7 +64,9 @@ def test_all_that_takes_a_model_takes_the_logits(wrap):
 @pytest.mark.parametrize("wrap", [lambda z: (z, z), lambda z: {"features": z}, lambda z: None])
 def test_another_answer_is_named(wrap):
     kind = type(wrap(X)).__name__
-    with pytest.raises(TypeError, match=rf"the model answers a {kind} without logits or 'out': wrap it"):
+    with pytest.raises(
+        TypeError, match=rf"the model answers a {kind}( of \['features'\])? without logits or 'out': wrap it"
+    ):
         PGD(0.1)(Answering(wrap), X, Y)
     with pytest.raises(TypeError, match=rf"the model answers a {kind}"):
         rnlib.measure(Answering(wrap), IMAGES, statistics="none")

@@ -70,7 +70,8 @@ class Stream(IterableDataset):
     ],
 )
 def test_what_holds_the_same_batches_gives_the_same_answers(given):
-    correct, loss, distance = rnlib.measure(Colours(), given, ATTACK, statistics="batch", batch_size=10)
+    size = None if isinstance(given, DataLoader | list) else 10
+    correct, loss, distance = rnlib.measure(Colours(), given, ATTACK, statistics="batch", batch_size=size)
     assert torch.equal(correct, OURS[0])
     assert loss == pytest.approx(OURS[1], abs=1e-6)
     torch.testing.assert_close(distance, OURS[2], rtol=0, atol=1e-5)
@@ -78,17 +79,22 @@ def test_what_holds_the_same_batches_gives_the_same_answers(given):
 
 def test_a_loaders_batches_stay_as_they_are():
     loader = DataLoader(TensorDataset(FLOAT, DATA.labels), batch_size=7, drop_last=True)
-    correct, _, _ = rnlib.measure(Colours(), loader, statistics="batch", batch_size=1000)
+    correct, _, _ = rnlib.measure(Colours(), loader, statistics="batch")
     with torch.no_grad(), rnlib.use_statistics(model := Colours().eval(), "batch"):
         wanted = torch.cat([model(x).argmax(1) == y for x, y in loader])
     assert len(correct) == 42
     assert torch.equal(correct, wanted)
+    for call in (rnlib.measure, lambda *given, **options: list(rnlib.evaluate(*given, {}, **options))):
+        with pytest.raises(
+            ValueError, match="batch_size is 4, but a DataLoader has its own: leave batch_size"
+        ):
+            call(Colours(), loader, batch_size=4)
 
 
 def test_a_loader_that_shuffles_gives_all_attacks_the_same_batches():
     loader = DataLoader(TensorDataset(FLOAT, DATA.labels), batch_size=10, shuffle=True)
     attacks = {"clean": None, "nothing": rnlib.BIM(0.0, steps=1)}
-    found = list(rnlib.evaluate(Colours(), loader, attacks, batch_size=3))
+    found = list(rnlib.evaluate(Colours(), loader, attacks))
     assert {one.batches for one in found} == {"as the loader made them"}
     for mode in ("tracked", "batch"):
         clean, nothing = (one.correct for one in found if one.statistics == mode)
@@ -132,14 +138,19 @@ NORMALISED = (FLOAT - 0.5) / 0.2
         (
             DataLoader(rows(), 2),
             TypeError,
-            r"batch 0 holds dict; .* \(\(batch\['image'\], batch\['label'\]\)",
+            r"batch 0 holds dict of \['image', 'label'\]; .* \(\(batch\['image'\], batch\['label'\]\)",
         ),
-        ([(FLOAT, DATA.labels, DATA.labels)], TypeError, "batch 0 holds Tensor, Tensor, Tensor;"),
+        (
+            [(FLOAT, DATA.labels, DATA.labels)],
+            TypeError,
+            r"batch 0 holds Tensor, Tensor, Tensor; .*\(x, y\) for x, y, \*_",
+        ),
         ([(FLOAT, nn.functional.one_hot(DATA.labels))], ValueError, r"labels must be int64 \(44,\)"),
         ([(FLOAT, DATA.labels.float())], ValueError, r"labels must be int64 \(44,\), got torch.float32"),
         ([(FLOAT.permute(0, 2, 3, 1), DATA.labels)], ValueError, r"\(44, 4, 4, 3\)"),
         ([(NORMALISED, DATA.labels)], ValueError, r"\[-2.5, 2.5\], they must lie in \[0, 1\]; .*Normalize"),
         ((NORMALISED, DATA.labels), ValueError, "they must lie in"),
+        ([FLOAT], TypeError, "batch 0 holds Tensor; .* labels are missing"),
         (iter([]), ValueError, "no batch"),
         (TensorDataset(FLOAT[:0], DATA.labels[:0]), ValueError, "no batch"),
     ],
@@ -158,4 +169,4 @@ def test_a_dictionarys_batches_are_made_pairs_as_the_message_says():
 
 def test_the_number_of_batches_is_known_where_it_can_be():
     assert stream(DATA, 10)[1] == stream(TensorDataset(FLOAT, DATA.labels), 10)[1] == 5
-    assert stream(DataLoader(Stream(), 10), 10)[1] == stream(iter([]), 10)[1] == 0
+    assert stream(DataLoader(Stream(), 10))[1] == stream(iter([]))[1] == 0

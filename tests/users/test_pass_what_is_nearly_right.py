@@ -71,6 +71,18 @@ def test_norms_of_ones_own_are_taken_with_and_without_parameters():
     own(X)
 
 
+class Nameless(rnlib.Norm):
+    pass
+
+
+@pytest.mark.parametrize("give", [nn.Identity(), lambda channels: None])
+def test_what_gives_no_layer_is_named(give):
+    with pytest.raises(TypeError, match=r"gives (3|None) for 3 channels: it must give a new layer"):
+        convert_norms(nn.Sequential(nn.BatchNorm2d(3)), give)
+    with pytest.raises(ValueError, match=r'Nameless has no names: .*names = \("mean", "var"\)'):
+        convert_norms(nn.Sequential(nn.BatchNorm2d(3)), Nameless)
+
+
 @pytest.mark.parametrize("excess", [1e-7, 9e-7])
 def test_rounding_beyond_the_range_is_clipped(excess):
     x = X.clone()
@@ -108,11 +120,17 @@ def test_arrays_become_tensors():
         (IMAGES.images.permute(0, 2, 3, 1), Y, r"\(4, 8, 8, 3\): .*permute\(0, 3, 1, 2\)"),
         (IMAGES.images.permute(0, 2, 3, 1).numpy(), Y, r"permute\(0, 3, 1, 2\)"),
         (255 * X, Y, r"they must lie in \[0, 1\]"),
-        (X.bool(), Y, "images must be uint8 or floating-point"),
+        (X.bool(), Y, "images must be uint8 from 0 to 255 or floating-point"),
         (IMAGES.images[0], Y, r"\(N, C, H, W\), got torch.uint8 \(3, 8, 8\)"),
         (IMAGES.images, nn.functional.one_hot(Y), r"argmax\(1\)"),
         (IMAGES.images, nn.functional.one_hot(Y).float(), r"argmax\(1\)"),
-        (IMAGES.images, Y.float(), r"labels must be int64 \(4,\)"),
+        (IMAGES.images, Y.float(), r"labels must be int64 \(4,\), got .*labels\.long\(\) if they are whole"),
+        (IMAGES.images, Y[:, None], r"got .*\(4, 1\): give labels\[:, 0\]\.long\(\)"),
+        (IMAGES.images, Y[:3], r"got .*\(3,\): there is one for each image"),
+        (IMAGES.images, Y - 1, "labels has the label -1, labels count from 0"),
+        (IMAGES.images[:, 0], Y, r"\(4, 8, 8\): images\[:, None\] is"),
+        (IMAGES.images[0], Y[:1], r"\(3, 8, 8\): one image is images\[None\]"),
+        (IMAGES.images.long(), Y, r"got torch.int64 \(4, 3, 8, 8\)$"),
     ],
 )
 def test_sets_of_another_layout_are_named(images, labels, message):

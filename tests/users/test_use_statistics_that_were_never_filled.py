@@ -85,7 +85,9 @@ def test_it_is_said_once():
 
 def test_a_model_in_training_mode_is_attacked_in_it_and_that_is_said():
     model = after_a_step(fresh())
-    with pytest.warns(UserWarning, match=r"Sequential is attacked in training mode: model\.eval\(\)"):
+    with pytest.warns(
+        UserWarning, match=r"layer '2' \(BatchNorm\) is attacked in training mode: model\.eval\(\)"
+    ):
         found = GradSign(0.1)(model, X, Y)
     with use_statistics(after_a_step(model).eval(), "batch"):
         wanted = GradSign(0.1)(model, X, Y)
