@@ -1,5 +1,4 @@
-"""Image sets as whole uint8 tensors in memory, with batched augmentation; below, how files are found and
-read.
+"""Image sets as whole uint8 tensors in memory, with batched augmentation; and how files are found.
 
 `load("cifar10-jpeg", "train")` gives a `Dataset`. There is no loader process: a batch of 128 CIFAR images,
 shuffled, cropped, mirrored and made float, takes 1.7 ms on one core (2017).

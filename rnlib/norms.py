@@ -154,11 +154,10 @@ class BatchNorm(Norm):
 
 
 class RobustNorm(Norm):
-    """RobustNorm (Eq 14): (x - mean) / (max - min)^p with a learned scale and shift, p in [0, 1], 0.2 in the
-    paper.
+    """RobustNorm (Eq 14): (x - mean) / (max - min)^p with a learned scale and shift, p in [0, 1].
 
-    Tracked are the mean and the range; the power is taken of the average range plus ``eps``, as in the
-    released code. Other arguments are those of :class:`Norm`.
+    The paper's p is 0.2. Tracked are the mean and the range; the power is taken of the average range plus
+    ``eps``, as in the released code. Other arguments are those of :class:`Norm`.
     """
 
     names, shown = ("mean", "range"), (*Norm.shown, "p")

@@ -1,5 +1,7 @@
-"""Switching, probing and replacing the statistics that a model normalises with; checks of what is given;
-and what puts a model back as it was: :func:`evaluation_mode` its modes, :func:`borrowed` what attacks touch.
+"""Switching, probing and replacing the statistics that a model normalises with.
+
+Also checks of what is given, and what puts a model back as it was: :func:`evaluation_mode` its modes,
+:func:`borrowed` what attacks touch.
 """
 
 import copy
@@ -195,8 +197,7 @@ def track(model: nn.Module, tracking: bool) -> AbstractContextManager[nn.Module]
 
 
 def statistics_modes(model: nn.Module) -> tuple[str, ...]:
-    """The statistics that a model can be evaluated with: ``("tracked", "batch")``; ``("none",)`` without a
-    Norm."""
+    """The statistics that a model can be evaluated with: ``("tracked", "batch")``, or ``("none",)``."""
     return STATISTICS_MODES if any(isinstance(layer, Norm) for layer in model.modules()) else ("none",)
 
 
@@ -337,8 +338,7 @@ def frozen(model: nn.Module, images: Iterable[Tensor] | None = None) -> nn.Modul
 
 
 class Detached(nn.Module):
-    """A copy of a model that normalises with the statistics of the batch, but passes no gradient through
-    them.
+    """A copy of a model that takes the statistics of the batch as given: no gradient passes through them.
 
     An attack on it takes account of the statistics as they are at each of its steps, not of how its own
     images move them. The variance is the unbiased one of running averages, a factor n / (n - 1) for n values.
