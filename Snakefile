@@ -36,7 +36,8 @@ def weights(table=None):
         run, name = RUNS[wildcards.run], table or wildcards.table
         runs = [run, other_seed(run)] if name == "transfer_between_seeds" else [run]
         there = os.path.exists(f"{FOLDER}/{run.name}/{name}.csv")
-        return [] if there else [ancient(f"{FOLDER}/{one.name}/{store.WEIGHTS}") for one in runs]
+        # Not ancient(): Snakemake leaves a job out whose ancient inputs are there, but were marked incomplete.
+        return [] if there else [f"{FOLDER}/{one.name}/{store.WEIGHTS}" for one in runs]
 
     return needed
 

@@ -35,7 +35,9 @@ def start(name, out, cwd=ROOT, **more):
     words[0] = shutil.which(words[0], path=os.path.dirname(sys.executable))
     env = os.environ | {"RNLIB_RESULTS": str(out), "PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"} | more
     silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(words, cwd=cwd, env=env, preexec_fn=interruptible, **silent)
+    return subprocess.Popen(
+        words, cwd=cwd, env=env, preexec_fn=interruptible, start_new_session=True, **silent
+    )
 
 
 def interruptible():
@@ -76,7 +78,10 @@ def test_a_killed_command_goes_on_with_the_same_command(whole, tmp_path, name, h
     time.sleep(chance.uniform(0, 0.3))
     assert process.poll() is None, "it was done already"
     for kind in SIGNALS[how]:
-        process.send_signal(kind)
+        if kind == signal.SIGINT:  # which a terminal sends to all that it started
+            os.killpg(process.pid, kind)
+        else:
+            process.send_signal(kind)
         time.sleep(0.05)
     assert process.wait(600) != 0
     again = start(name, tmp_path)
