@@ -33,8 +33,7 @@ def convert_norms(
 
     Args:
         norm: a name of :func:`rnlib.make_norm`, ``"torch_batch_norm"`` for PyTorch's own layers, or a
-        function
-            from a number of channels to a layer, which decides momentum and eps by itself.
+            function from a number of channels to a layer, which decides momentum and eps by itself.
         dimensions: 1, 2 or 3, for ``"torch_batch_norm"``: which of ``nn.BatchNorm{1,2,3}d`` layers of rnlib
             become; a layer that was converted from a native one returns to its own class.
         native_only: leave the norms of rnlib as they are.

@@ -125,9 +125,8 @@ def measure(
 
     Raises:
         TypeError, ValueError: no image, or what is none; labels that the answers have no class for; a
-        targeted
-            attack; statistics that the model has not; ``"none"`` for norms in training mode. Warns where the
-            model changes its weights, as at test-time training: measure a copy.
+            targeted attack; statistics that the model has not; ``"none"`` for norms in training mode. Warns
+            where the model changes its weights, as at test-time training: measure a copy.
     """
     check_kind("model", model, nn.Module)
     check_attack(attack)

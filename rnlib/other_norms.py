@@ -150,10 +150,9 @@ def make_norm(norm: str | MakeNorm, **options: Any) -> MakeNorm:
 
     Args:
         norm: one of ``NORMS``, or such a function, which is returned. With statistics of the batch:
-        batch_norm,
-            robust_norm, min_max_norm, mean_range_norm, sigma_norm, batch_renorm, tracked_norm. Without:
-            frozen_norm, no_norm, no_norm_bias, group_norm (Wu & He, 2018), and weight_norm, which is for the
-            networks of :mod:`rnlib.models` only, as it changes the convolutions as well.
+            batch_norm, robust_norm, min_max_norm, mean_range_norm, sigma_norm, batch_renorm, tracked_norm.
+            Without: frozen_norm, no_norm, no_norm_bias, group_norm (Wu & He, 2018), and weight_norm, which is
+            for the networks of :mod:`rnlib.models` only, as it changes the convolutions as well.
         options: keyword arguments of a named layer, e.g. ``p=0.2``, ``bias=True``, ``groups=8``.
 
     ValueError for an unknown name, or an option or value that the norm does not take (found out at once).

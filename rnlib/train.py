@@ -137,13 +137,11 @@ def fit(
 
     Args:
         model: takes images in [0, 1]; moved to ``device`` and to channels_last. Every layer is left in the
-        mode,
-            train or eval, that it came in.
+            mode, train or eval, that it came in.
         dataset: the training set, kept on ``device`` as uint8; or one of PyTorch, which is shuffled; or a
             ``DataLoader``, whose batches are used as they come.
         validation: measured after every epoch, clean, under each statistics mode that the model has, in
-        batches
-            of 100 of its own order; never used to choose anything.
+            batches of 100 of its own order; never used to choose anything.
         checkpoint: file with the state after the last finished epoch, from which training goes on if it is
             there. Needs a :class:`rnlib.Dataset`, of which images and order are known.
         on_epoch: called after every epoch with the history so far, and with that of a resumed training.
