@@ -38,7 +38,7 @@ from study.report import results
 from study.report.claims import judge_all
 from study.report.comparison import read_claims
 from study.report.ledger import anchor
-from study.runs import ROOT, Run, read_profile, tables
+from study.runs import ROOT, read_profile, tables
 from study.whole import alone
 
 BUILD = ROOT / "_build"
@@ -248,11 +248,6 @@ def unpack(output: Path) -> None:
         page.write_text(text)
 
 
-def done(run: Run, table: str) -> bool:
-    """Whether a table of a run is there, or never will be, as training diverged."""
-    return (run.directory / f"{table}.csv").exists() or store.has_diverged(run)
-
-
 def build(profile: str, *, jobs: int, train: bool) -> Path:
     """All stages, by one process at a time; returns the front page."""
     with alone(BUILD.resolve() / "html"):
@@ -266,7 +261,9 @@ def _build(profile: str, *, jobs: int, train: bool) -> Path:
         with stage(f"[1/{last}] training and measuring what is missing") as show:
             options = ["--jobs", jobs, "--keep-going", "--rerun-incomplete", "--omit-from", "book"]
             run("snakemake", *options, "--config", f"profile={profile}", log="snakemake.log", show=show)
-            if lacks := [(one.directory, table) for one, table in tables(profile) if not done(one, table)]:
+            if lacks := [
+                (one.directory, table) for one, table in tables(profile) if not store.done(one, table)
+            ]:
                 folder, table = lacks[0]
                 what = f"{len(lacks)} tables are still missing, such as {folder / table}.csv: start again"
                 raise RuntimeError(f"snakemake ended without an error, but {what}")

@@ -193,6 +193,11 @@ def has_diverged(run: Run) -> bool:
     return path.exists() and check(path) is not None
 
 
+def done(run: Run, table: str) -> bool:
+    """Whether a table of a run is there, or never will be, as training diverged."""
+    return (run.directory / f"{table}.csv").exists() or has_diverged(run)
+
+
 def finished(run: Run, path: Path) -> pd.DataFrame | None:
     """A table of measurements, if it is there, else None; raises as the other readers.
 

@@ -89,8 +89,11 @@ def _inside(one: Comparison) -> bool:
     return one.paper is not None and one.ours.low <= one.paper <= one.ours.high
 
 
-def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
-    """How large differences are, as a phrase: one with its interval, the mean and range of several."""
+def magnitude(comparisons: Sequence[Comparison], wanted: int, *, counted: bool = True) -> str:
+    """How large differences are, as a phrase: one with its interval, the mean and range of several.
+
+    Of several, ``counted`` tells how many are as claimed, and what the paper has.
+    """
     if not comparisons:
         return "not measured yet"
     first, ours = comparisons[0], [one.ours.mean for one in comparisons]
@@ -103,10 +106,11 @@ def magnitude(comparisons: Sequence[Comparison], wanted: int) -> str:
         said += f", exact p = {first.ours.p:.2g}" if first.ours.p is not None and first.ours.p >= P else ""
     else:
         same = sum(one.direction == SAME for one in comparisons)
-        said += f" on average (cells from {first.signed(min(ours))} to {first.signed(max(ours))}), {SAME} in"
-        said += f" {same} of {len(ours)}" + (
-            f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else ""
-        )
+        said += f" on average (cells from {first.signed(min(ours))} to {first.signed(max(ours))})"
+        if not counted:
+            return said
+        said += f", {SAME} in {same} of {len(ours)}"
+        said += f" ({wanted - len(ours)} not measured)" if len(ours) < wanted else ""
     if not (theirs := [one.paper for one in comparisons if one.paper is not None]):
         return said
     said += f"; the paper's {first.signed(float(np.mean(theirs)))}"

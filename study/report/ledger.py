@@ -22,7 +22,7 @@ from study.report.claims import (
     judge,
     magnitude,
 )
-from study.report.comparison import SAME, paper_agrees, read_claims
+from study.report.comparison import paper_agrees, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 
@@ -57,10 +57,10 @@ def anchor(claim_id: str) -> str:
     return f"claim-{claim_id}"
 
 
-def badge(direction: str) -> str:
-    """A verdict as a coloured label."""
+def badge(direction: str, words: str = "") -> str:
+    """A verdict as a coloured label, or other words that look like it."""
     _, colour, symbol = LOOK[direction]
-    return f"{{bdg-{colour}}}`{symbol} {direction}`"
+    return f"{{bdg-{colour}}}`{symbol} {words or direction}`"
 
 
 def _where(found: Verdict) -> str:
@@ -135,8 +135,7 @@ def _parts(claim_id: str, profile: str, training: str) -> list[Part]:
 def said(claim_id: str, profile: str, training: str) -> str:
     """The differences of a claim after a training as a phrase: "+20.9 points on average (...)"."""
     parts = _parts(claim_id, profile, training)
-    told = "; ".join(magnitude(part.comparisons, part.wanted) for part in parts)
-    return told.partition(f", {SAME} in")[0]
+    return "; ".join(magnitude(part.comparisons, part.wanted, counted=False) for part in parts)
 
 
 def tell(claim_id: str, profile: str, training: str, *words: str) -> str:
@@ -191,8 +190,7 @@ def main_claims(profile: str) -> Markdown:
     for words, claim_id, training, strong in MAIN:
         if claim_id is None:
             outcome = rule.decide([how for how, _ in rule.conditions(profile, training).values()])
-            _, colour, symbol = LOOK[RULED[outcome]]
-            told = f"{{bdg-{colour}}}`{symbol} {outcome.partition(':')[0].removeprefix('is ')}`"
+            told = badge(RULED[outcome], outcome.partition(":")[0].removeprefix("is "))
             lines.append(f"| {{ref}}`{words} <verdict>` | {told} | | | |")
             continue
         cells = [badge(_parts(claim_id, profile, training)[0].direction)]

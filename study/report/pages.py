@@ -34,8 +34,7 @@ def setting(profile: str, *tables: str, experiment: str = HEADLINE, **where: Any
     about = chosen_runs(profile, {"experiment": experiment} | where)
     wanted = [pair for pair in runs.tables(profile) if pair[0] in about and pair[1] in tables]
     over = dict.fromkeys(run for run, _ in wanted if store.has_diverged(run))
-    missing = [pair for pair in wanted if not (pair[0].directory / f"{pair[1]}.csv").exists()]
-    missing = [(run, one) for run, one in missing if run not in over]
+    missing = [pair for pair in wanted if not store.done(*pair)]
     title = "What was measured" + ("" if experiment == HEADLINE else f" (experiment `{experiment}`)")
     text = [f":::{{admonition}} {title}", ":class: note dropdown", _measured(profile, rows)]
     if profile == "quick":
@@ -61,9 +60,7 @@ def _measured(profile: str, rows: pd.DataFrame) -> str:
     here = [run for run in grid(profile) if run.name in set(rows.run)]
     kept = {store.read_config(run).get("settings", {}).get("precision", run.precision) for run in here}
     budget = "comparable to the paper's" if rows.matched.all() else "shorter than the paper's"
-    counts = (
-        [f"{int(count):,}" for count in sorted({rows["n"].min(), rows["n"].max()})] if "n" in rows else []
-    )
+    counts = [f"{n:,.0f}" for n in sorted({rows["n"].min(), rows["n"].max()})] if "n" in rows else []
     images = f" {' to '.join(counts)} test images," if counts else ""
     return (
         f"Profile `{profile}`, **{', '.join(map(name, rows.dataset.unique()))}**; {trained}, a budget"

@@ -19,7 +19,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import rnlib
-from study import book, pdf
+from study import book, pdf, store
 from study.report import figures
 
 pytestmark = pytest.mark.xdist_group("book")  # each site is made once
@@ -347,7 +347,7 @@ def test_training_comes_first_where_it_is_asked_for(tmp_path, monkeypatch, capsy
     with pytest.raises(RuntimeError, match=r"ended without an error, but \d+ tables are still missing, such"):
         book.build("quick", jobs=3, train=True)
     capsys.readouterr()
-    monkeypatch.setattr(book, "done", lambda run, table: True)
+    monkeypatch.setattr(store, "done", lambda run, table: True)
     book.build("quick", jobs=3, train=True)
     assert commands[0][:3] == ("snakemake", "--jobs", 3)
     assert commands[0][-4:] == ("--omit-from", "book", "--config", "profile=quick")
