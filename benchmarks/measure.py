@@ -45,7 +45,7 @@ class Line:
         unit: of the value.
         low, high: lower and upper quartile, or the value itself where nothing varies.
         target: what was asked for, ``"<= 0.9"`` or ``">= 5"``; empty where nothing was.
-        note: why there is no value; beside a value, by what else the target is met.
+        note: why there is no value.
     """
 
     case: str
@@ -64,8 +64,6 @@ class Line:
             return ""
         if math.isnan(self.value):
             return "not measured"
-        if self.note:
-            return "yes"
         symbol, bound = self.target.split()
         within = self.value <= float(bound) if symbol == "<=" else self.value >= float(bound)
         return "yes" if within else "no"

@@ -18,7 +18,7 @@ from torch import nn
 from benchmarks import __main__ as command
 from benchmarks import attacks, evaluation, measure, memory, norms, profiles, subjects, training
 from benchmarks.__main__ import ROWS, measured
-from benchmarks.norms import FORMATS, uses_native_kernel
+from benchmarks.norms import FORMATS
 from rnlib.attacks import success
 from rnlib.models import resnet
 from rnlib.norms import BatchNorm, RobustNorm
@@ -286,13 +286,6 @@ def test_storages_are_counted_once_however_many_tensors_look_at_them():
             return (x * x).exp()  # keeps x twice, and the result of exp
 
     assert memory.saved_bytes(Shared(), torch.ones(10, requires_grad=True)) == 2 * 10 * 4
-
-
-def test_the_native_kernel_is_recognised():
-    x = torch.randn(4, 3, 5, 5)
-    assert uses_native_kernel(nn.BatchNorm2d(3), x)
-    assert not uses_native_kernel(subjects.FormulaBatchNorm(3), x)
-    assert not uses_native_kernel(RobustNorm(3), x)
 
 
 def test_every_operator_of_a_layer_has_a_purpose():

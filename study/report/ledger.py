@@ -3,7 +3,7 @@
 import base64
 from collections import Counter
 from importlib import resources
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from study.report.claims import (
     judge,
     magnitude,
 )
-from study.report.comparison import paper_agrees, read_claims
+from study.report.comparison import SAME, in_the_paper, paper_agrees, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 
@@ -33,6 +33,8 @@ LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "
 # Which verdict an outcome of the rule looks like.
 RULED = {rule.SURVIVES: REPRODUCED, rule.REFUTED: NOT, rule.NO_GAP: INCONCLUSIVE}
 RULED |= {rule.UNDECIDED: INCONCLUSIVE, rule.OPEN: UNTESTED}
+# Of the ledger: a row is a part of a claim.
+HEAD = "Verdict | Claim | Training | Epochs | As claimed | Ours | Low | High | The paper | Unit | n | Seeds"
 PAPER = {"natural": "the paper: 164", "adversarial": "the paper: 164, with 10 steps"}
 BUDGET = {"short": ". This was judged after short training, and says nothing of longer ones"}
 BUDGET |= {"any": ". This does not depend on the length of training", "matched": ""}
@@ -69,10 +71,13 @@ def _where(found: Verdict) -> str:
     return found.claim.where + ("" if all(agree) else more)
 
 
+def _after(part: Part) -> str:
+    return f"{name(part.training)}{f', {name(part.dataset)}' if len(part.claim.dataset) > 1 else ''}"
+
+
 def _told(part: Part) -> str:
     """The verdict on a part, what it rests on, and what short trainings say."""
-    told = f"{name(part.training)}{f', {name(part.dataset)}' if len(part.claim.dataset) > 1 else ''}"
-    told += f": **{part.direction}**"
+    told = f"{_after(part)}: **{part.direction}**"
     if part.comparisons:
         epochs, steps = part.comparisons[0].epochs, part.comparisons[0].attack_steps
         attack = f" with {steps} steps of the attack" if part.training == "adversarial" else ""
@@ -148,23 +153,52 @@ def tell(claim_id: str, profile: str, training: str, *words: str) -> str:
 def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -> str:
     """The mean difference of a claim after a training, ours or the paper's, for a sentence: "+20.9"."""
     part = _parts(claim_id, profile, training)[0]
-    found = part.comparisons or (part.short if paper else [])
-    both = [one.paper if paper else one.ours.mean for one in found]
-    values = [one for one in both if one is not None]
-    if not values:
-        return "none given" if paper else "not measured yet"
-    return found[0].signed(float(np.mean(values)))
+    if paper:
+        cells = part.claim.cells(part.training, part.dataset)
+        values = [one for _, sides in cells if (one := in_the_paper(part.claim, sides)) is not None]
+        return f"{np.mean(values):+.1f}" if values else "none given"
+    values = [one.ours.mean for one in part.comparisons]
+    return part.comparisons[0].signed(float(np.mean(values))) if values else "not measured yet"
+
+
+def _numbers(part: Part) -> list[str]:
+    """What a part rests on, for the columns from the epochs on; of several comparisons means and ranges."""
+    found = part.comparisons or part.short
+    if not found:
+        return [""] * 9
+    first, paper = found[0], [one.paper for one in found if one.paper is not None]
+    many = len({one.unit for one in found}) > 1  # a mean of them would mean nothing
+    low, high = min(one.ours.low for one in found), max(one.ours.high for one in found)
+    means = [float(np.mean(some)) if some else nan for some in ([one.ours.mean for one in found], paper)]
+    numbers = (means[0], low, high, means[1])
+    told = ["" if many or not isfinite(one) else first.signed(one) for one in numbers]
+    same = sum(one.direction == SAME for one in found)
+    return [
+        _span([one.epochs for one in found]),
+        f"{same} of {part.wanted}",
+        *told,
+        "several" if many else first.unit,
+        _span([one.ours.n for one in found]),
+        _span([one.ours.seeds for one in found]),
+    ]
+
+
+def _span(counts: list[int]) -> str:
+    return " to ".join(f"{one:,}" for one in sorted({min(counts), max(counts)}))
 
 
 def table(profile: str, kind: str = "paper") -> Markdown:
-    """All claims of a kind with their verdicts, links to their tests, and how many are how."""
+    """All claims of a kind, a row for each part of one, with links to their tests, and how many are how."""
     found = [judge(claim, profile) for claim in read_claims().values() if claim.kind == kind]
     counts = Counter(one.direction for one in found)
     tally = ", ".join(f"{counts[word]} {badge(word)}" for word in LOOK if counts[word])
-    lines = [f"Of {len(found)} claims: {tally}.", "", "| Verdict | Claim | By part |", "|---|---|---|"]
+    head = [f"| {HEAD} |", f"|{'---|' * 4}{'---:|' * 8}"]
+    lines = [f"Of {len(found)} claims: {tally}. A claim is judged by training and data set.", "", *head]
     for one in found:
         link = f"{{ref}}`{one.claim.text.rstrip('.')} <{anchor(one.claim.id)}>` (*{_where(one)}*)"
-        lines.append(f"| {badge(one.direction)} | {link} | {' '.join(map(_told, one.parts))} |")
+        for part in one.parts:
+            cells = [badge(part.direction), link, _after(part).replace(" training", ""), *_numbers(part)]
+            lines.append(f"| {' | '.join(cells)} |")
     made = sum(len(part.comparisons) for one in found for part in one.parts if part.direction != UNTESTED)
     chance = f"Each of {made} comparisons has a 95% interval of its own, with no correction for their number:"
     lines += ["", f"{chance} about {made / 20:.0f} would be clear by chance alone."]
