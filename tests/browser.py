@@ -1,10 +1,11 @@
-"""Load pages in headless Chromium: what it complains about, what they fetch, and who cannot use them."""
+"""Pages: where they link, what headless Chromium complains about, what they fetch, who cannot use them."""
 
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Literal
@@ -14,7 +15,27 @@ from playwright.sync_api import Page, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+LOADED = {"link": "href", "object": "data"} | dict.fromkeys(("script", "img", "iframe", "video"), "src")
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
+
+
+class Links(HTMLParser):
+    """What a page links to, loads at once, and can be linked at."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors = {""}
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        if tag == "a" and found.get("href"):
+            self.links.append(found["href"])
+        elif found.get(LOADED.get(tag, "")):
+            self.loads.append(found[LOADED[tag]])
 
 
 class _Files(SimpleHTTPRequestHandler):

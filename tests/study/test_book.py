@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stdout
-from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +23,6 @@ from study.report import figures
 
 pytestmark = pytest.mark.xdist_group("book")  # each site is made once
 ROOT = book.ROOT
-LOADED = {"link": "href", "object": "data"} | dict.fromkeys(("script", "img", "iframe", "video"), "src")
 TOC = """
 format: jb-book
 root: index
@@ -47,25 +45,6 @@ TWO = [
     "assert not hasattr(study.runs, 'LEFT') and 'left' not in globals()",
     "len(In)",
 ]
-
-
-class Page(HTMLParser):
-    """What a page links to, loads at once, and can be linked at."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.links: list[str] = []
-        self.loads: list[str] = []
-        self.anchors = {""}
-        self.feed(path.read_text())
-
-    def handle_starttag(self, tag, attributes):
-        found = dict(attributes)
-        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
-        if tag == "a" and found.get("href"):
-            self.links.append(found["href"])
-        elif found.get(LOADED.get(tag, "")):
-            self.loads.append(found[LOADED[tag]])
 
 
 def write_notebook(path, title, *cells):
@@ -95,7 +74,8 @@ def small(tmp_path_factory):
 
 
 def in_place(patch, folder):
-    """Make a small project the one that the book is built from."""
+    """Make a small project the one that the book is built from, as GitHub would."""
+    patch.setenv("GITHUB_REPOSITORY", "someone/rnlib")
     patch.setenv("RNLIB_RESULTS", str(folder / "results"))
     patch.setattr(book, "ROOT", folder)
     patch.setattr(book, "BUILD", folder / "_build")
@@ -125,6 +105,7 @@ def real(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RNLIB_DATA", str(folder / "no_data"))
+        patch.delenv("GITHUB_REPOSITORY", raising=False)
         patch.setattr(book, "BUILD", folder)
         book.build("book", jobs=2, train=False)
     return folder
@@ -143,7 +124,7 @@ def site(request):
 def pages(site):
     """All pages by their path; the theme's templates among its static files are none."""
     paths = (path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
-    return {path: Page(path) for path in paths}
+    return {path: browser.Links(path) for path in paths}
 
 
 # -- the rendered book
@@ -255,6 +236,15 @@ def test_a_chapter_is_what_papermill_alone_makes_of_it(built, small, tmp_path, n
     )
     assert alone == ours
     assert all("injected-parameters" not in text for text in map(str, ours))
+
+
+@pytest.mark.slow
+def test_where_the_book_is_published_each_notebook_has_a_button_that_opens_it(built, small):
+    page = (small / "_build" / "html" / "paper" / "one.html").read_text()
+    (opened,) = re.findall(r'href="(https://mybinder[^"]+)"', page)
+    start = "https://mybinder.org/v2/gh/someone/rnlib/main?urlpath=lab/tree/"
+    assert opened.startswith(start)
+    assert (small / opened.removeprefix(start)).exists()
 
 
 @pytest.mark.slow
@@ -412,6 +402,6 @@ def test_the_index_of_the_reference_has_what_import_rnlib_offers():
 
 @pytest.mark.slow
 def test_the_index_of_the_reference_leads_to_where_each_name_is_documented(real):
-    page = Page(real / "html" / "api" / "index.html")
+    page = browser.Links(real / "html" / "api" / "index.html")
     classes = [getattr(rnlib, name) for name in rnlib.__all__ if isinstance(getattr(rnlib, name), type)]
     assert {f"{one.__module__}.html#{one.__module__}.{one.__name__}" for one in classes} <= set(page.links)
