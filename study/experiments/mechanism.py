@@ -102,8 +102,9 @@ def _sources(subject: Subject, at: str, factor: float, size: int) -> list[dict[s
                 logits = model(there)
         shares = gradient_shares(model, there, y)
         sure = logits.softmax(1).gather(1, y[:, None])[:, 0]
-        columns = {name: values.tolist() for name, values in vars(shares).items()}
-        columns |= {"probability": sure.tolist(), "correct": (logits.argmax(1) == y).tolist()}
+        numbers = vars(shares) | {"probability": sure}
+        columns = {name: [float(f"{one:.6g}") for one in of.tolist()] for name, of in numbers.items()}
+        columns |= {"correct": (logits.argmax(1) == y).tolist()}
         columns |= {"survives": classified(subject.model, final, y, "batch").tolist()}
         rows += [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     return rows

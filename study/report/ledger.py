@@ -206,14 +206,15 @@ def table(profile: str, kind: str = "paper") -> Markdown:
 
 
 def sortable() -> HTML:
-    """Lets the reader sort and search the tables of the page, by DataTables, which comes with it."""
+    """Lets the reader sort and search the tables of claims, by DataTables, which comes with the page."""
     files = resources.files("itables") / "html"
     script = base64.b64encode((files / "dt_bundle.js").read_bytes()).decode()
     style = (files / "dt_bundle.css").read_text()
     return HTML(
         f"<style>{style}</style><script type='module'>"
         f"import {{ jQuery as $ }} from 'data:text/javascript;base64,{script}';"
-        "$('main table').DataTable({paging: false, order: [], autoWidth: false});</script>"
+        "$('table:has(th:contains(As claimed))').DataTable({paging: false, order: [], autoWidth: false});"
+        "</script>"
     )
 
 
