@@ -47,7 +47,7 @@ def missing(profile: str) -> list[tuple[Run, str]]:
     """
     lacking: dict[Run, list[str]] = {run: [] for run in grid(profile)}
     for run, table in tables(profile):
-        lacking[run] += [table] * (not (run.directory / f"{table}.csv").exists())
+        lacking[run] += [table] * (not store.done(run, table))
     new = [run for run in lacking if lacking[run] and not (run.directory / store.HISTORY).exists()]
     known = [run for run in lacking if run in new or (run.directory / store.WEIGHTS).exists()]
     return [(run, "") for run in new] + [(run, table) for run in known for table in lacking[run]]
