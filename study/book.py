@@ -215,17 +215,12 @@ def assemble(profile: str, *, executed: Path, source: Path) -> None:
 
 
 def render(source: Path, output: Path, *, show: Show) -> None:
-    """Render the pages to HTML. Every warning is an error, a ``RuntimeError`` with the end of the log.
-
-    On GitHub (which sets GITHUB_REPOSITORY) each notebook has a button that opens it on Binder.
-    """
+    """Render the pages to HTML. Every warning is an error, a ``RuntimeError`` with the end of the log."""
     run("jupyter-book", "config", "sphinx", source, log="config.log", show=show)
     # From nothing: a page that Sphinx read before and skips now would keep its warnings to itself.
     shutil.rmtree(output, ignore_errors=True)
     options = ["--fail-on-warning", "--keep-going", "--nitpicky", "--fresh-env"]
     options += ["-d", str(source.parent / "doctrees")]
-    if repository := os.environ.get("GITHUB_REPOSITORY"):
-        options += ["-D", f"html_theme_options.repository_url=https://github.com/{repository}"]
     run("sphinx-build", *options, source, output, log="render.log", show=show)
 
 

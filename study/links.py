@@ -1,9 +1,11 @@
 """A Sphinx extension: links that pages do not write.
 
 The first mention of each term of the glossary on a page leads to the glossary, and shows its definition when
-the pointer rests on it. ``rnlib.RobustNorm`` leads to where its module documents it.
+the pointer rests on it. ``rnlib.RobustNorm`` leads to where its module documents it. On a book that GitHub
+publishes, each notebook has a button that opens it on Binder.
 """
 
+import os
 import re
 from typing import Any
 
@@ -54,8 +56,20 @@ def link_names(app: Any, env: Any, node: Any, content: nodes.Element) -> Any:
     return env.domains["py"].resolve_xref(env, node["refdoc"], app.builder, kind, name, node, content)
 
 
+def add_buttons(app: Any, config: Any) -> None:
+    """Say where the notebooks of the book can be run, if GitHub says in which repository they are."""
+    if repository := os.environ.get("GITHUB_REPOSITORY"):
+        config.html_theme_options |= {
+            "repository_url": f"https://github.com/{repository}",
+            "repository_branch": "main",
+            "path_to_docs": "notebooks",
+            "launch_buttons": {"binderhub_url": "https://mybinder.org", "notebook_interface": "jupyterlab"},
+        }
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Called by Sphinx."""
+    app.connect("config-inited", add_buttons)
     app.connect("doctree-resolved", link_terms)
     app.connect("missing-reference", link_names)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
