@@ -3,7 +3,7 @@
 import base64
 from collections import Counter
 from importlib import resources
-from math import isfinite, nan
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from study.report.claims import (
     judge,
     magnitude,
 )
-from study.report.comparison import SAME, in_the_paper, paper_agrees, read_claims
+from study.report.comparison import SAME, UNITS, in_the_paper, paper_agrees, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 
@@ -34,7 +34,7 @@ LOOK |= {INCONCLUSIVE: ("note", "secondary", "?"), UNTESTED: ("note", "light", "
 RULED = {rule.SURVIVES: REPRODUCED, rule.REFUTED: NOT, rule.NO_GAP: INCONCLUSIVE}
 RULED |= {rule.UNDECIDED: INCONCLUSIVE, rule.OPEN: UNTESTED}
 # Of the ledger: a row is a part of a claim.
-HEAD = "Verdict | Claim | Training | Epochs | As claimed | Ours | Low | High | The paper | Unit | n | Seeds"
+HEAD = "Verdict | Claim | Training | Epochs | As claimed | Ours | Interval | Paper | n | Seeds"
 PAPER = {"natural": "the paper: 164", "adversarial": "the paper: 164, with 10 steps"}
 BUDGET = {"short": ". This was judged after short training, and says nothing of longer ones"}
 BUDGET |= {"any": ". This does not depend on the length of training", "matched": ""}
@@ -165,21 +165,21 @@ def _numbers(part: Part) -> list[str]:
     """What a part rests on, for the columns from the epochs on; of several comparisons means and ranges."""
     found = part.comparisons or part.short
     if not found:
-        return [""] * 9
+        return [""] * 7
     first, paper = found[0], [one.paper for one in found if one.paper is not None]
-    many = len({one.unit for one in found}) > 1  # a mean of them would mean nothing
-    low, high = min(one.ours.low for one in found), max(one.ours.high for one in found)
-    means = [float(np.mean(some)) if some else nan for some in ([one.ours.mean for one in found], paper)]
-    numbers = (means[0], low, high, means[1])
-    told = ["" if many or not isfinite(one) else first.signed(one) for one in numbers]
+    ends = [min(one.ours.low for one in found), max(one.ours.high for one in found)]
+    told = [first.signed(float(np.mean(some))) for some in ([one.ours.mean for one in found], paper) if some]
+    told = [*told, ""] if len({one.unit for one in found}) == 1 else ["", ""]  # else a mean means nothing
+    inner = " to ".join(map(first.signed, ends)) if told[0] and isfinite(ends[0]) else ""
     same = sum(one.direction == SAME for one in found)
+    counts = [_span([getattr(one.ours, key) for one in found]) for key in ("n", "seeds")]
     return [
         _span([one.epochs for one in found]),
         f"{same} of {part.wanted}",
-        *told,
-        "several" if many else first.unit,
-        _span([one.ours.n for one in found]),
-        _span([one.ours.seeds for one in found]),
+        told[0],
+        inner,
+        told[1],
+        *counts,
     ]
 
 
@@ -192,10 +192,12 @@ def table(profile: str, kind: str = "paper") -> Markdown:
     found = [judge(claim, profile) for claim in read_claims().values() if claim.kind == kind]
     counts = Counter(one.direction for one in found)
     tally = ", ".join(f"{counts[word]} {badge(word)}" for word in LOOK if counts[word])
-    head = [f"| {HEAD} |", f"|{'---|' * 4}{'---:|' * 8}"]
+    head = [f"| {HEAD} |", f"|{'---|' * 3}{'---:|' * 7}"]
     lines = [f"Of {len(found)} claims: {tally}. A claim is judged by training and data set.", "", *head]
     for one in found:
-        link = f"{{ref}}`{one.claim.text.rstrip('.')} <{anchor(one.claim.id)}>` (*{_where(one)}*)"
+        unit = UNITS[one.claim.over.get("value", [one.claim.value])[0]]
+        more = _where(one) + f"; {unit}" * (unit != "points")
+        link = f"{{ref}}`{one.claim.text.rstrip('.')} <{anchor(one.claim.id)}>` (*{more}*)"
         for part in one.parts:
             cells = [badge(part.direction), link, _after(part).replace(" training", ""), *_numbers(part)]
             lines.append(f"| {' | '.join(cells)} |")
