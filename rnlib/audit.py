@@ -222,7 +222,8 @@ class Robustness:
     These are ``"batch"``, ``"tracked"``, ``"plain"`` (averages over given images), ``"clean twin"`` (of the
     batch before the attack); or ``"none"``. ``image_wise``: what AutoAttack would count, an image being lost
     that any of the attacks fools in its own batch; ``assembled``: the worst versions of all images, judged
-    again in one batch. Gains are those of ``"batch"`` over the others, from a bootstrap over images.
+    again in one batch. Gains are those of ``"batch"`` over the others. Their intervals take images as
+    independent, which those of one batch are not: of few batches they are too narrow.
     """
 
     statistics: str
@@ -351,18 +352,17 @@ def audit_batch_dependence(
     ours = robustness[0]
     sentence += f" PGD leaves {ours.usual:.1f}% correct, the strongest attack {ours.strongest:.1f}%."
     if ours.image_wise != ours.assembled:
-        sentence += f" Counted image by image it leaves {ours.image_wise:.1f}%, but {ours.assembled:.1f}% of"
-        sentence += " those images are correct when they are judged again in their batches."
+        sentence += f" Counted image by image, {ours.image_wise:.1f}% survive; with the worst version of each"
+        sentence += f" image put together in its batch, {ours.assembled:.1f}% of all are correct."
     if not static:
         return Audit(records, robustness, sentence)
     best = max(robustness[1:], key=lambda record: record.strongest)
     flattery = _interval((left[mode] - left[best.statistics])[1:3].diff(dim=0)[0].neg())
     gains = ["{:+.1f} ({:+.1f} to {:+.1f})".format(*gain) for gain in (best.usual_gain, best.gain, flattery)]
-    sentence += f" Over {best.statistics} statistics these are {gains[0]} and {gains[1]} points."
+    sentence += f" Batch statistics lead {best.statistics} ones by {gains[0]} and {gains[1]} points."
     sentence += f" The usual attack {'flatters' if flattery[1] > 0 else 'is not seen to flatter'} batch"
-    return Audit(
-        records, robustness, f"{sentence} statistics: the difference is {gains[2]} points.", flattery
-    )
+    sentence += f" statistics: the difference is {gains[2]} points."
+    return Audit(records, robustness, sentence, flattery)
 
 
 def _largest(batch_sizes: Sequence[int], n: int) -> int:

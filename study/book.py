@@ -191,7 +191,11 @@ def status_page(notebooks: Mapping[str, nbformat.NotebookNode], profile: str) ->
     if (path := ROOT / "results" / "faults.csv").exists():
         faults = [line.split(",") for line in path.read_text().splitlines()]
         seed = faults[1][faults[0].index("seed")]
-        lines += ["", f"What `make faults FAULTS_SEED={seed}` does to the programs, and what comes out.", ""]
+        lines += [
+            "",
+            f"Faults put into the programs by `make faults FAULTS_SEED={seed}`: how many were tried,",
+        ]
+        lines += ["and how many ended as promised.", ""]
         lines += [f"| {' | '.join(one[:-1])} |" for one in (faults[0], ["---"] * len(faults[0]), *faults[1:])]
     versions = {"Python": python_version()} | {package: version(package) for package in PACKAGES}
     lines += ["", "| Package | Version |", "|---|---|"]

@@ -222,17 +222,17 @@ def sortable() -> HTML:
 
 def main_claims(profile: str) -> Markdown:
     """The paper's eight main claims: verdict, its number, ours under its attack and under the strongest."""
-    head = "| Claim | Verdict | The paper | Its attack here | The strongest |"
+    head = "| Claim | Verdict | The paper | Ours | Strongest attack |"
     lines = [head, "|---|---|---:|---:|---:|"]
     for words, claim_id, training, strong in MAIN:
         if claim_id is None:
             outcome = rule.decide([how for how, _ in rule.conditions(profile, training).values()])
             told = badge(RULED[outcome], outcome.partition(":")[0].removeprefix("is "))
-            lines.append(f"| {{ref}}`{words} <verdict>` | {told} | | | |")
+            lines.append(f"| {{ref}}`{words} <verdict>` | {told} | - | - | - |")
             continue
         cells = [badge(_parts(claim_id, profile, training)[0].direction)]
         cells += [number(claim_id, profile, training, paper=paper) for paper in (True, False)]
-        cells.append(number(strong, profile, training) if strong in read_claims() else strong)
+        cells.append(number(strong, profile, training) if strong in read_claims() else strong or "-")
         lines.append(f"| {{ref}}`{words} <{anchor(claim_id)}>` | {' | '.join(cells)} |")
     return Markdown("\n".join(lines))
 

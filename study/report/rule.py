@@ -20,7 +20,7 @@ HOLDS, FAILS, UNCLEAR = "met", "contradicted", "unclear"
 SURVIVES, REFUTED = "survives: every condition holds", "is refuted: a necessary condition is contradicted"
 UNDECIDED = "is undecided: no condition is contradicted, and not all are clear"
 OPEN = "is open: no condition is contradicted so far, and some are untested"
-NO_GAP = "is idle: there is no gap to explain"
+NO_GAP = "has nothing to explain: there is no gap"
 
 
 def conditions(profile: str, training: str) -> dict[str, tuple[str, list[Part]]]:

@@ -62,8 +62,8 @@ def test_the_audit_says_how_far_they_are_apart():
     audit = rnlib.audit_batch_dependence(Relative(), (images(BRIGHT), LABELS), batch_sizes=[2, 4], eps=0.15)
     (record,) = audit.robustness
     assert (record.strongest, record.image_wise, record.assembled) == (75, 50, 100)
-    assert "Counted image by image it leaves 50.0%" in audit.sentence
-    assert "but 100.0% of those images are correct when they are judged again" in audit.sentence
+    assert "Counted image by image, 50.0% survive" in audit.sentence
+    assert "put together in its batch, 100.0% of all are correct" in audit.sentence
 
 
 def test_images_of_another_library_are_judged_in_their_batches():
