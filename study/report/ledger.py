@@ -50,7 +50,7 @@ MAIN = [
     ("RobustNorm is more accurate than untracked BatchNorm", "table3-clean", "natural", ""),
     ("RobustNorm is more robust than untracked BatchNorm", "fig2-best", "natural", "strong-robust-norm"),
     ("All of this is general over networks and data sets", "table4-tracking", "natural", NOT_RUN),
-    ("Minima are sharp without tracking, and flat with it", "fig9-sharp", "natural", ""),
+    ("Minima are sharp without tracking, and flat with it (nats)", "fig9-sharp", "natural", ""),
 ]
 
 
