@@ -274,7 +274,7 @@ def _uri(kind: str, content: bytes) -> str:
 
 def _made(page: str, rows: pd.DataFrame | None) -> str:
     """From which results a figure was made, by which notebook, and how it is made again, as HTML."""
-    told = "Made by the code on this page, of the results that the page names."
+    told = "Made by the code of this page from the results that it names."
     if rows is not None and {"run", "revision"} <= set(rows):
         runs, revisions = (sorted(set(rows[column].astype(str))) for column in ("run", "revision"))
         told = f"Results of {', '.join(runs)}, measured at revision {', '.join(revisions)}."
