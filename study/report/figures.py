@@ -274,9 +274,9 @@ def _uri(kind: str, content: bytes) -> str:
 
 def _made(page: str, rows: pd.DataFrame | None) -> str:
     """From which results a figure was made, by which notebook, and how it is made again, as HTML."""
-    told = "Made by the code of this page from the results that it names."
+    told = "Made by the code of this page from the results that the page names."
     if rows is not None and {"run", "revision"} <= set(rows):
-        runs, revisions = (sorted(set(rows[column].astype(str))) for column in ("run", "revision"))
+        runs, revisions = (sorted(set(rows[column].dropna().astype(str))) for column in ("run", "revision"))
         told = f"Results of {', '.join(runs)}, measured at revision {', '.join(revisions)}."
     paths = [path.relative_to(ROOT) for path in ROOT.glob(f"notebooks/**/{page}.ipynb")]
     again = [f" Again: <code>papermill {path} out.ipynb</code>" for path in paths]

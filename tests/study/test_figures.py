@@ -211,6 +211,9 @@ def test_a_figure_says_from_which_results_and_by_which_notebook_it_was_made(monk
     assert "Results of a_run, measured at revision abc." in html
     assert "papermill notebooks/why/transfer.ipynb out.ipynb" in html
     assert re.findall(r'download="(.*?)-\d+[.](\w+)"', html) == [("transfer", "svg"), ("transfer", "csv")]
+    both = pd.concat([rows(run="a_run", revision="abc"), rows(run="another", revision=None)])
+    html = figures.show(figures.dots(both), caption="", alt="").data
+    assert "Results of a_run, another, measured at revision abc." in html
     monkeypatch.delenv("JPY_SESSION_NAME")
     html = figures.show(figures.dots(rows()), caption="", alt="").data
     assert "results that the page names" in html
