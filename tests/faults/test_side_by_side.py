@@ -32,7 +32,7 @@ def test_one_that_waits_goes_on_where_the_first_is_killed(undisturbed, tmp_path)
     first = started("train", folder)
     worked(first, 0.2 * took["train"])
     second = started("train", folder)
-    worked(first, 0.7 * took["train"])
+    worked(first, 0.4 * took["train"])  # what it took may have been measured on busy cores
     first.kill()
     assert ended(first) == -signal.SIGKILL, "it was done already"
     assert ended(second) == 0
