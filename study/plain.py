@@ -51,10 +51,8 @@ def conform(part: str, value: Any, where: str = "") -> None:
         _schema(part)(value)
     except fastjsonschema.JsonSchemaValueException as error:
         name, rule = ".".join(error.path[1:]) or f"the {part}", error.definition["description"]
-        what, known = (
-            f"{name} is {shorten(error.value)}, it must be {rule}",
-            error.definition.get("properties"),
-        )
+        known = error.definition.get("properties")
+        what = f"{name} is {shorten(error.value)}, it must be {rule}"
         if error.rule == "required":
             missing = [key for key in error.definition["required"] if key not in error.value]
             what = f"{name} lacks {', '.join(missing)}, it must hold {rule}"

@@ -200,7 +200,12 @@ def in_the_paper(claim: Claim, sides: list[dict[str, Any]]) -> float | None:
     return float(found[0].accuracy.sum() - found[1].accuracy.sum()) if [*map(len, found)] == [1, 1] else None
 
 
+def paper_differences(claim: Claim, *parts: tuple[str, str]) -> list[float]:
+    """The paper's own differences in all comparisons of some parts of a claim that it has numbers for."""
+    found = [in_the_paper(claim, sides) for part in parts for _, sides in claim.cells(*part)]
+    return [one for one in found if one is not None]
+
+
 def paper_agrees(claim: Claim) -> list[bool]:
     """Whether the paper's own numbers are as the claim says, for each comparison that it has them for."""
-    found = [in_the_paper(claim, sides) for part in claim.parts for _, sides in claim.cells(*part)]
-    return [claim.directed(one, one) == SAME for one in found if one is not None]
+    return [claim.directed(one, one) == SAME for one in paper_differences(claim, *claim.parts)]

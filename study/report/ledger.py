@@ -22,7 +22,7 @@ from study.report.claims import (
     judge,
     magnitude,
 )
-from study.report.comparison import SAME, UNITS, in_the_paper, paper_agrees, read_claims
+from study.report.comparison import SAME, UNITS, paper_agrees, paper_differences, read_claims
 from study.report.figures import name
 from study.runs import TRAININGS
 
@@ -154,8 +154,7 @@ def number(claim_id: str, profile: str, training: str, *, paper: bool = False) -
     """The mean difference of a claim after a training, ours or the paper's, for a sentence: "+20.9"."""
     part = _parts(claim_id, profile, training)[0]
     if paper:
-        cells = part.claim.cells(part.training, part.dataset)
-        values = [one for _, sides in cells if (one := in_the_paper(part.claim, sides)) is not None]
+        values = paper_differences(part.claim, (part.training, part.dataset))
         return f"{np.mean(values):+.1f}" if values else "none given"
     values = [one.ours.mean for one in part.comparisons]
     return part.comparisons[0].signed(float(np.mean(values))) if values else "not measured yet"
