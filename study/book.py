@@ -193,9 +193,9 @@ def status_page(notebooks: Mapping[str, nbformat.NotebookNode], profile: str) ->
         seed = faults[1][faults[0].index("seed")]
         lines += [
             "",
-            f"Faults put into the programs by `make faults FAULTS_SEED={seed}`: how many were tried,",
+            f"Faults put into the programs by `make faults FAULTS_SEED={seed}`, and how they ended:",
+            "",
         ]
-        lines += ["and how many ended as promised.", ""]
         lines += [f"| {' | '.join(one[:-1])} |" for one in (faults[0], ["---"] * len(faults[0]), *faults[1:])]
     versions = {"Python": python_version()} | {package: version(package) for package in PACKAGES}
     lines += ["", "| Package | Version |", "|---|---|"]

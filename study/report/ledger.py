@@ -171,19 +171,15 @@ def _numbers(part: Part) -> list[str]:
     told = [*told, ""] if len({one.unit for one in found}) == 1 else ["", ""]  # else a mean means nothing
     inner = " to ".join(map(first.signed, ends)) if told[0] and isfinite(ends[0]) else ""
     same = sum(one.direction == SAME for one in found)
-    counts = [_span([getattr(one.ours, key) for one in found]) for key in ("n", "seeds")]
+    counts = [results.span([getattr(one.ours, key) for one in found]) for key in ("n", "seeds")]
     return [
-        _span([one.epochs for one in found]),
+        results.span([one.epochs for one in found]),
         f"{same} of {part.wanted}",
         told[0],
         inner,
         told[1],
         *counts,
     ]
-
-
-def _span(counts: list[int]) -> str:
-    return " to ".join(f"{one:,}" for one in sorted({min(counts), max(counts)}))
 
 
 def table(profile: str, kind: str = "paper") -> Markdown:

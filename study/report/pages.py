@@ -60,8 +60,8 @@ def _measured(profile: str, rows: pd.DataFrame) -> str:
     here = [run for run in grid(profile) if run.name in set(rows.run)]
     kept = {store.read_config(run).get("settings", {}).get("precision", run.precision) for run in here}
     budget = "comparable to the paper's" if rows.matched.all() else "shorter than the paper's"
-    counts = [f"{n:,.0f}" for n in sorted({rows["n"].min(), rows["n"].max()})] if "n" in rows else []
-    images = f" {' to '.join(counts)} test images," if counts else ""
+    seen = rows["n"].dropna() if "n" in rows else []
+    images = f" {results.span(seen)} test images," if len(seen) else ""
     return (
         f"Profile `{profile}`, **{', '.join(map(name, rows.dataset.unique()))}**; {trained}, a budget"
         f" {budget}; trained in {' or '.join(sorted(kept))}, measured in float32;{images} seeds"

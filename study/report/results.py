@@ -109,6 +109,11 @@ def outcomes(profile: str, name: str, row: pd.Series) -> NDArray[np.bool_]:
     return kept[keys[0]]
 
 
+def span(counts: Sequence[float]) -> str:
+    """The least and the largest of some counts: "500 to 2,000", or one number where all are the same."""
+    return " to ".join(f"{one:,.0f}" for one in sorted({min(counts), max(counts)}))
+
+
 def on_first(profile: str, name: str, rows: pd.DataFrame, images: pd.Series) -> pd.DataFrame:
     """Rows of a table with each accuracy on the first of its images; ``images``: how many, for each row."""
     pairs = zip(rows.iterrows(), images, strict=True)
